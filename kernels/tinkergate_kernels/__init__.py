@@ -1,0 +1,1 @@
+"""Logprob and loss kernels. Usable without the gateway."""
