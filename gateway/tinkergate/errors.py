@@ -51,9 +51,7 @@ class Kind(Enum):
     UNAVAILABLE = _KindFacts(code_pb2.UNAVAILABLE, FailureCategory.FAILURE_CATEGORY_SERVER, True)
     OUTCOME_UNKNOWN = _KindFacts(code_pb2.UNKNOWN, FailureCategory.FAILURE_CATEGORY_UNKNOWN, False)
     CANCELLED = _KindFacts(code_pb2.CANCELLED, FailureCategory.FAILURE_CATEGORY_USER, False)
-    DEADLINE = _KindFacts(
-        code_pb2.DEADLINE_EXCEEDED, FailureCategory.FAILURE_CATEGORY_SERVER, True
-    )
+    DEADLINE = _KindFacts(code_pb2.DEADLINE_EXCEEDED, FailureCategory.FAILURE_CATEGORY_SERVER, True)
     INTERNAL = _KindFacts(code_pb2.INTERNAL, FailureCategory.FAILURE_CATEGORY_SERVER, False)
 
 

@@ -8,6 +8,7 @@ ValueError with a text that names the value and the rule; the caller adds the fi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -39,7 +40,9 @@ def _elements(data: bytes, dtype: int, what: str) -> Array:
     """The packed elements of `data` as a flat array."""
     wire = _WIRE_DTYPES.get(dtype)
     if wire is None:
-        raise ValueError(f"dtype is {_dtype_name(dtype)}; must be float32, int64, int32 or bfloat16")
+        raise ValueError(
+            f"dtype is {_dtype_name(dtype)}; must be float32, int64, int32 or bfloat16"
+        )
     if len(data) % wire.itemsize:
         raise ValueError(
             f"{what} has {len(data)} bytes; must be a multiple of the {wire.itemsize} bytes of "
@@ -48,7 +51,7 @@ def _elements(data: bytes, dtype: int, what: str) -> Array:
     flat = np.frombuffer(data, dtype=wire)
     if wire is _BFLOAT16:
         return (flat.astype(np.uint32) << 16).view(np.float32)
-    return flat  # type: ignore[return-value]  # the table holds exactly the types of Array
+    return flat
 
 
 def _dtype_name(dtype: int) -> str:
@@ -124,7 +127,7 @@ def _packable(array: NDArray[np.generic]) -> Array:
             array = array.astype(np.int64)
         else:
             raise ValueError(f"dtype is {array.dtype}; must be a real number")
-    return np.ascontiguousarray(array)  # type: ignore[return-value]  # checked just above
+    return np.ascontiguousarray(array)
 
 
 def batched_from_arrays(
@@ -167,7 +170,7 @@ def arrays_from_batched(batched: BatchedTensor) -> list[Array]:
         raise ValueError(f"offsets must be multiples of the {row_bytes} bytes of one row")
     rows = flat.reshape(-1, *trailing)
     bounds = (offsets // row_bytes).tolist()
-    return [rows[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [rows[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def token_bytes(tokens: Iterable[int] | NDArray[np.generic]) -> bytes:

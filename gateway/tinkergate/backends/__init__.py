@@ -1,0 +1,1 @@
+"""Backends: what trains, samples and scores behind the gateway."""

@@ -1,0 +1,1 @@
+"""The embedded engine: PyTorch, LoRA and sampling. Knows neither messages nor gRPC."""
