@@ -1,0 +1,5 @@
+"""`python -m tinkergate` is the `tinkergate` command."""
+
+from tinkergate.cli.main import main
+
+main()
