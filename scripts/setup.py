@@ -66,7 +66,7 @@ def run(*command: str | Path, environment: dict[str, str] | None = None) -> None
 def make_environment() -> None:
     """Make .venv, unless a working one of this Python's version is there."""
     version = "import sys; print(*sys.version_info[:2])"
-    probe = [BIN / "python", "-c", version]
+    probe: list[str | Path] = [BIN / "python", "-c", version]
     try:
         found = subprocess.run(probe, capture_output=True, text=True).stdout.split()
     except OSError:
@@ -91,7 +91,7 @@ def main() -> None:
         )
     make_environment()
     python = BIN / "python"
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     run(*pip, "install", "--quiet", "--require-hashes", "-r", REQUIREMENTS / "bootstrap.txt")
     config = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=True)
     environment = uv_environment(config.stdout, dict(os.environ)) | {"VIRTUAL_ENV": str(VENV)}
