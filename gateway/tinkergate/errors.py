@@ -17,6 +17,19 @@ from google.rpc import code_pb2
 
 from tinkergate.v1 import ErrorReason, FailureCategory, OperationError
 
+__all__ = [
+    "MAX_MESSAGE_CHARS",
+    "MAX_VIOLATIONS",
+    "ErrorReason",  # the engine raises errors too, and takes nothing else from the messages
+    "GatewayError",
+    "Kind",
+    "Violation",
+    "cancelled",
+    "invalid",
+    "invalid_field",
+    "unsupported",
+]
+
 MAX_MESSAGE_CHARS = 2000
 """Longer messages are cut: a gRPC trailer has a hard limit of 16 KiB."""
 
