@@ -17,8 +17,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
-from tinkergate.errors import GatewayError, Kind, cancelled
-from tinkergate.v1 import ErrorReason
+from tinkergate.errors import ErrorReason, GatewayError, Kind, cancelled
 
 _log = logging.getLogger(__name__)
 
