@@ -1,1 +1,77 @@
 """The Python client of the Tinkergate gateway."""
+
+from tinkergate.v1 import Chunk, Datum, ModelInput, OptimizerConfig, OptimizerParams
+from tinkergate_client._checkpoints import Checkpoint, Checkpoints
+from tinkergate_client._client import Client, connect
+from tinkergate_client._connection import DEFAULT_ADDRESS, Tls
+from tinkergate_client._datums import datum, image, model_input, supervised_datum, text
+from tinkergate_client._errors import (
+    AccessDenied,
+    Conflict,
+    FailedPrecondition,
+    GatewayUnreachable,
+    InvalidRequest,
+    NotFound,
+    OperationCancelled,
+    OperationFailed,
+    Overloaded,
+    TinkergateError,
+    Unsupported,
+    Violation,
+)
+from tinkergate_client._futures import CallFuture, OperationFuture
+from tinkergate_client._results import ForwardBackwardResult, OptimStepResult
+from tinkergate_client._sampling import (
+    SampledSequence,
+    SampleOptions,
+    Sampler,
+    SampleResult,
+    TopK,
+)
+from tinkergate_client._scoring import Score, ScoreOptions
+from tinkergate_client._session import Session
+from tinkergate_client._training import TrainingModel
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "AccessDenied",
+    "CallFuture",
+    "Checkpoint",
+    "Checkpoints",
+    "Chunk",
+    "Client",
+    "Conflict",
+    "Datum",
+    "FailedPrecondition",
+    "ForwardBackwardResult",
+    "GatewayUnreachable",
+    "InvalidRequest",
+    "ModelInput",
+    "NotFound",
+    "OperationCancelled",
+    "OperationFailed",
+    "OperationFuture",
+    "OptimStepResult",
+    "OptimizerConfig",
+    "OptimizerParams",
+    "Overloaded",
+    "SampleOptions",
+    "SampleResult",
+    "SampledSequence",
+    "Sampler",
+    "Score",
+    "ScoreOptions",
+    "Session",
+    "TinkergateError",
+    "Tls",
+    "TopK",
+    "TrainingModel",
+    "Unsupported",
+    "Violation",
+    "connect",
+    "datum",
+    "image",
+    "model_input",
+    "supervised_datum",
+    "text",
+]

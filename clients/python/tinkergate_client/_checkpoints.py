@@ -1,0 +1,133 @@
+"""The checkpoints that a gateway keeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tinkergate import v1
+from tinkergate_client._connection import Connection
+from tinkergate_client._errors import error_from_call
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_PIECE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved set of weights."""
+
+    path: str
+    """tinker://{model_id}/weights/{name} or tinker://{model_id}/sampler_weights/{name}."""
+    type: str
+    """"training", "sampler" or "external"."""
+    model_id: str
+    base_model: str
+    lora_rank: int
+    size_bytes: int
+    created: datetime
+    expires: datetime | None
+    """When it is removed by itself; None means never."""
+    user_metadata: Mapping[str, str]
+    backend: str
+
+
+class Checkpoints:
+    """Looks after checkpoints. All methods raise TinkergateError."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._stub = connection.checkpoints
+
+    def list(self, model_id: str = "") -> Iterator[Checkpoint]:
+        """The checkpoints of a model, or all, newest first."""
+        request = v1.ListCheckpointsRequest(model_id=model_id)
+        while True:
+            page = self._connection.call(self._stub.ListCheckpoints, request)
+            yield from map(_read, page.checkpoints)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def get(self, path: str) -> Checkpoint:
+        """The checkpoint of that path."""
+        request = v1.GetCheckpointRequest(path=path)
+        return _read(self._connection.call(self._stub.GetCheckpoint, request).checkpoint)
+
+    def delete(self, path: str) -> None:
+        """Remove a checkpoint for good. Samplers made from it go on."""
+        self._connection.call(self._stub.DeleteCheckpoint, v1.DeleteCheckpointRequest(path=path))
+
+    def import_adapter(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str = "",
+        base_model: str = "",
+        backend: str = "",
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> Checkpoint:
+        """Take in an adapter that PEFT saved in `folder`, as a checkpoint to train or sample from.
+
+        Args:
+            folder: Holds adapter_config.json and adapter_model.safetensors.
+            name: The checkpoint's name; the folder's if empty.
+            base_model: As the gateway names it; that of adapter_config.json if empty.
+            backend: The backend that is to hold it; empty leaves the choice to the gateway.
+            user_metadata: Your own notes.
+
+        Raises FileNotFoundError for a folder that lacks a file.
+        """
+        root = Path(folder)
+        files = [root / file for file in ADAPTER_FILES]
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing; PEFT's save_pretrained writes it")
+        header = v1.ImportHeader(
+            base_model=base_model,
+            name=name or root.resolve().name,
+            backend=backend,
+            user_metadata=dict(user_metadata or {}),
+        )
+        try:
+            answer = self._stub.ImportCheckpoint(
+                _pieces(header, files), metadata=self._connection.metadata
+            )
+        except grpc.RpcError as failure:
+            raise error_from_call(failure) from None
+        return _read(answer.checkpoint)
+
+
+def _pieces(header: v1.ImportHeader, files: list[Path]) -> Iterator[v1.ImportCheckpointRequest]:
+    yield v1.ImportCheckpointRequest(header=header)
+    for file in files:
+        with file.open("rb") as stream:
+            while data := stream.read(_PIECE_BYTES):
+                yield v1.ImportCheckpointRequest(file=v1.FilePiece(name=file.name, data=data))
+
+
+def _read(checkpoint: v1.Checkpoint) -> Checkpoint:
+    return Checkpoint(
+        path=checkpoint.path,
+        type=v1.CheckpointType.Name(checkpoint.type).removeprefix("CHECKPOINT_TYPE_").lower(),
+        model_id=checkpoint.model_id,
+        base_model=checkpoint.base_model,
+        lora_rank=checkpoint.lora_rank,
+        size_bytes=checkpoint.size_bytes,
+        created=_read_time(checkpoint.create_time),
+        expires=(
+            _read_time(checkpoint.expire_time) if checkpoint.HasField("expire_time") else None
+        ),
+        user_metadata=dict(checkpoint.user_metadata),
+        backend=checkpoint.backend,
+    )
+
+
+def _read_time(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(tzinfo=UTC)

@@ -1,0 +1,240 @@
+"""Training one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from tinkergate.v1 import (
+    AdamParams,
+    ConfigValue,
+    Datum,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    GetModelRequest,
+    LoadStateRequest,
+    Model,
+    Operation,
+    OptimizerParams,
+    OptimStepRequest,
+    SaveStateRequest,
+    SaveWeightsForSamplerRequest,
+    UnloadModelRequest,
+)
+from tinkergate_client._chunking import split
+from tinkergate_client._connection import Connection
+from tinkergate_client._futures import OperationFuture
+from tinkergate_client._results import (
+    ForwardBackwardResult,
+    OptimStepResult,
+    read_forward_backward,
+    read_optim_step,
+)
+from tinkergate_client._sampling import Sampler
+from tinkergate_client._scoring import Source
+from tinkergate_client._submission import Request, Rpc, Submitter
+
+Result = TypeVar("Result")
+LossConfig = Mapping[str, float | str]
+
+
+class TrainingModel:
+    """A LoRA adapter in training. Safe to use from many threads.
+
+    Every method sends its work off and returns a future at once. The gateway does the work of a
+    model strictly in the order of the calls, so submit `forward_backward` and `optim_step` without
+    waiting in between, and ask for the results afterwards. Work that fails releases the next.
+    A request that the gateway rejects changes nothing; its error is the future's.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        model_id: str,
+        next_seq_id: int,
+        take_sampler_id: Callable[[], int],
+    ) -> None:
+        self._connection = connection
+        self._stub = connection.training
+        self._submitter = Submitter(connection, model_id, next_seq_id)
+        self._take_sampler_id = take_sampler_id
+        self.model_id = model_id
+        """The model's id, which is also that of its training run."""
+
+    def info(self) -> Model:
+        """The model as the gateway knows it. Raises TinkergateError."""
+        request = GetModelRequest(model_id=self.model_id)
+        return self._connection.call(self._connection.models.GetModel, request).model
+
+    def forward(
+        self,
+        data: Sequence[Datum],
+        loss_fn: str = "cross_entropy",
+        config: LossConfig | None = None,
+    ) -> OperationFuture[ForwardBackwardResult]:
+        """Compute logprobs and the loss, and no gradient. See `forward_backward`."""
+        requests = [
+            ForwardRequest(
+                model_id=self.model_id,
+                data=chunk,
+                loss_fn=loss_fn,
+                loss_fn_config=_config(config),
+            )
+            for chunk in split(data, self._connection.limits)
+        ]
+        return self._submit(self._stub.Forward, requests, read_forward_backward)
+
+    def forward_backward(
+        self,
+        data: Sequence[Datum],
+        loss_fn: str = "cross_entropy",
+        config: LossConfig | None = None,
+    ) -> OperationFuture[ForwardBackwardResult]:
+        """Add the gradient of the loss to those since the last optimizer step.
+
+        The loss is a sum over all tokens of all datums. A batch over the gateway's limits goes in
+        chunks, whose results are put together again: it is accepted or rejected as a whole, but if
+        the gateway fails in the middle of the work, the other chunks' gradients stay.
+
+        Args:
+            data: The examples (`datum`, `supervised_datum`).
+            loss_fn: The loss by name.
+            config: The loss's settings.
+
+        Raises InvalidRequest for a datum that is larger than a message.
+        """
+        requests = [
+            ForwardBackwardRequest(
+                model_id=self.model_id,
+                data=chunk,
+                loss_fn=loss_fn,
+                loss_fn_config=_config(config),
+            )
+            for chunk in split(data, self._connection.limits)
+        ]
+        return self._submit(self._stub.ForwardBackward, requests, read_forward_backward)
+
+    def optim_step(
+        self,
+        *,
+        learning_rate: float | None = None,
+        beta1: float | None = None,
+        beta2: float | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        grad_clip_norm: float | None = None,
+        optimizer: OptimizerParams | None = None,
+    ) -> OperationFuture[OptimStepResult]:
+        """Move the weights by the gradients added up since the last step, then clear them.
+
+        The settings are AdamW's; what is None takes the contract's default (`AdamParams`), such as
+        a learning rate of 1e-4 and no clipping. `optimizer` takes another optimizer's instead.
+        """
+        adam = AdamParams(
+            learning_rate=learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            grad_clip_norm=grad_clip_norm,
+        )
+        if optimizer is None:
+            request = OptimStepRequest(model_id=self.model_id, adam=adam)
+        elif adam.ListFields():
+            raise ValueError("give AdamW's settings or another optimizer's, not both")
+        else:
+            request = OptimStepRequest(model_id=self.model_id, other=optimizer)
+        return self._submit(self._stub.OptimStep, [request], read_optim_step)
+
+    def save_state(
+        self,
+        name: str = "",
+        *,
+        ttl: timedelta | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> OperationFuture[str]:
+        """Save weights and optimizer state; the result is the checkpoint's path. Without a name
+        the gateway chooses one; after `ttl` it removes the checkpoint."""
+        request = SaveStateRequest(
+            model_id=self.model_id,
+            name=name,
+            ttl=_duration(ttl),
+            overwrite=overwrite,
+            user_metadata=dict(user_metadata or {}),
+        )
+        return self._submit(
+            self._stub.SaveState, [request], lambda operations: operations[0].save_state.path
+        )
+
+    def load_state(self, path: str, *, with_optimizer: bool = False) -> OperationFuture[str]:
+        """Replace the weights by a checkpoint's, and clear the gradients; the result is its path.
+        The optimizer goes on where the checkpoint's was, or starts anew."""
+        request = LoadStateRequest(model_id=self.model_id, path=path, with_optimizer=with_optimizer)
+        return self._submit(
+            self._stub.LoadState, [request], lambda operations: operations[0].load_state.path
+        )
+
+    def save_weights_for_sampler(
+        self,
+        name: str = "",
+        *,
+        ttl: timedelta | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> OperationFuture[Sampler]:
+        """Freeze the weights as they are at this point in the order; the result samples from them.
+        With a name they are kept as a checkpoint (`Sampler.model_path`); without, they live as
+        long as the session."""
+        request = SaveWeightsForSamplerRequest(
+            model_id=self.model_id,
+            name=name,
+            sampler_seq_id=None if name else self._take_sampler_id(),
+            ttl=_duration(ttl),
+            overwrite=overwrite,
+            user_metadata=dict(user_metadata or {}),
+        )
+
+        def read(operations: Sequence[Operation]) -> Sampler:
+            saved = operations[0].save_weights_for_sampler
+            source = Source(sampler_id=saved.sampler_id, model_path=saved.path)
+            return Sampler(self._connection, source)
+
+        return self._submit(self._stub.SaveWeightsForSampler, [request], read)
+
+    def unload(self) -> OperationFuture[None]:
+        """Free the model's memory after everything submitted before. Its checkpoints and samplers
+        stay."""
+        request = UnloadModelRequest(model_id=self.model_id)
+        return self._submit(self._connection.models.UnloadModel, [request], lambda _: None)
+
+    def close(self, *, drain: bool) -> None:
+        """Submit nothing more; `drain` first sends what waits. The session does this at its end."""
+        self._submitter.close(drain=drain)
+
+    def _submit(
+        self,
+        rpc: Rpc[Request],
+        requests: Sequence[Request],
+        read: Callable[[Sequence[Operation]], Result],
+    ) -> OperationFuture[Result]:
+        submission = self._submitter.submit(rpc, requests)
+        return OperationFuture(self._connection, submission.accepted, read)
+
+
+def _config(config: LossConfig | None) -> dict[str, ConfigValue]:
+    return {
+        name: ConfigValue(text=value) if isinstance(value, str) else ConfigValue(number=value)
+        for name, value in (config or {}).items()
+    }
+
+
+def _duration(span: timedelta | None) -> Duration | None:
+    if span is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(span)
+    return duration
