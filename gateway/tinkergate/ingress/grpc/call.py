@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -20,7 +20,7 @@ from tinkergate.ingress.grpc.keys import ApiKeys
 from tinkergate.telemetry import log_event
 from tinkergate.v1 import ErrorReason, FailureCategory
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Answer = TypeVar("Answer")
 
 MAX_REQUEST_ID_CHARS = 128

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
 from tinkergate.ingress.grpc.call import Call, Context
 from tinkergate.ingress.grpc.keys import OPEN_METHODS, ApiKeys
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # no generic at run time
     """Surrounds the handlers of all methods.
 
     `max_message_bytes` bounds answers (gRPC itself bounds requests). `default_deadline` is the time
