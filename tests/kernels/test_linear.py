@@ -1,0 +1,316 @@
+"""`linear_logprob` against the plain float64 reference."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from tinkergate_kernels import Tiling, linear_logprob, reference
+
+
+@dataclass
+class Case:
+    """Arguments of `linear_logprob` in float32, with a gradient to send back."""
+
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+    upstream: Tensor
+    bias: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    scale: float = 1.0
+    temperature: float = 1.0
+
+    def run(self, tiling: Tiling | None = None) -> list[Tensor]:
+        """The logprobs and the gradients of hidden, A and B."""
+        leaves = [x.detach().clone().requires_grad_() for x in self._inputs()]
+        lora = (leaves[1], leaves[2], self.scale) if self.a is not None else None
+        logprobs = linear_logprob(
+            leaves[0],
+            self.weight,
+            self.targets,
+            bias=self.bias,
+            lora=lora,
+            temperature=self.temperature,
+            tiling=tiling,
+        )
+        assert logprobs.dtype == torch.float32
+        logprobs.backward(self.upstream)
+        return [logprobs.detach(), *(_grad(leaf) for leaf in leaves)]
+
+    def expected(self) -> list[Tensor]:
+        """The same by autograd through whole logits in float64."""
+        leaves = [x.detach().double().requires_grad_() for x in self._inputs()]
+        lora = reference.Lora(leaves[1], leaves[2], self.scale) if self.a is not None else None
+        logprobs = reference.linear_logprob(
+            leaves[0],
+            self.weight.double(),
+            self.targets,
+            bias=None if self.bias is None else self.bias.double(),
+            lora=lora,
+            temperature=self.temperature,
+        )
+        logprobs.backward(self.upstream.double())
+        return [logprobs.detach(), *(_grad(leaf) for leaf in leaves)]
+
+    def _inputs(self) -> list[Tensor]:
+        return [x for x in (self.hidden, self.a, self.b) if x is not None]
+
+
+def _grad(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == leaf.dtype
+    return leaf.grad
+
+
+def make_case(
+    n: int,
+    d: int,
+    v: int,
+    *,
+    k: int | None = None,
+    rank: int = 0,
+    bias: bool = False,
+    temperature: float = 1.0,
+    seed: int = 0,
+    spread: float = 5.0,
+) -> Case:
+    """A random case; logits have a standard deviation of about `spread`."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    shape = (n,) if k is None else (n, k)
+    return Case(
+        hidden=normal(n, d) * spread,
+        weight=normal(v, d) / d**0.5,
+        targets=torch.randint(0, v, shape, generator=draw),
+        upstream=normal(*shape),
+        bias=normal(v) if bias else None,
+        a=normal(rank, d) / d**0.5 if rank else None,
+        b=normal(v, rank) * 0.2 if rank else None,
+        scale=1.7,
+        temperature=temperature,
+    )
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """The largest error, relative to the largest entry, or to 1 where all entries cancel out."""
+    if not wanted.numel():
+        return 0.0
+    largest = float(wanted.abs().max())
+    return float((found.double() - wanted).abs().max()) / (largest if largest > 1e-9 else 1.0)
+
+
+def assert_agrees(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for x, y in zip(found, wanted, strict=True):
+        assert x.shape == y.shape
+    if wanted[0].numel():
+        assert float((found[0].double() - wanted[0]).abs().max()) <= 1e-5
+    for x, y in zip(found[1:], wanted[1:], strict=True):
+        assert relative(x, y) <= 5e-6
+
+
+SHAPES = [(1, 1, 1), (1, 3, 2), (7, 5, 11), (33, 72, 504), (513, 16, 2049), (64, 64, 5000)]
+
+
+@pytest.mark.parametrize(("n", "d", "v"), SHAPES)
+@pytest.mark.parametrize("rank", [0, 1, 8])
+@pytest.mark.parametrize("k", [None, 1, 3])
+def test_values_and_gradients(n: int, d: int, v: int, rank: int, k: int | None) -> None:
+    case = make_case(n, d, v, k=k, rank=rank, seed=n + d)
+    assert_agrees(case.run(), case.expected())
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 3.0])
+def test_temperature_and_bias(temperature: float) -> None:
+    case = make_case(19, 24, 300, k=2, rank=4, bias=True, temperature=temperature)
+    case.hidden *= temperature
+    assert_agrees(case.run(), case.expected())
+
+
+def test_full_vocabulary() -> None:
+    case = make_case(24, 576, 49152, rank=4)
+    assert_agrees(case.run(), case.expected())
+
+
+def tilings() -> Iterator[Tiling]:
+    for rows, vocab, keep in itertools.product(
+        (1, 7, 40, 512), (1, 13, 97, 4096), (0, 4 * 97 * 20, 1 << 30)
+    ):
+        yield Tiling(rows=rows, vocab=vocab, keep_bytes=keep)
+
+
+@pytest.mark.parametrize("tiling", list(tilings()), ids=str)
+def test_every_tiling_gives_the_same(tiling: Tiling) -> None:
+    case = make_case(40, 12, 97, k=2, rank=3, bias=True)
+    assert_agrees(case.run(tiling), case.expected())
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (5, 0)])
+def test_nothing_to_do(shape: tuple[int, ...]) -> None:
+    case = make_case(shape[0], 6, 9, rank=2)
+    case.targets = torch.zeros(shape, dtype=torch.int64)
+    case.upstream = torch.zeros(shape)
+    found = case.run()
+    assert found[0].shape == shape
+    for gradient in found[1:]:
+        assert not gradient.any()
+
+
+def test_the_same_target_many_times_adds_up() -> None:
+    case = make_case(50, 8, 30, k=4, rank=2)
+    case.targets[:] = 7
+    assert_agrees(case.run(), case.expected())
+
+
+@pytest.mark.parametrize("shift", [-1024.0, 1024.0])
+def test_a_shift_of_all_logits_changes_only_by_rounding(shift: float) -> None:
+    case = make_case(9, 16, 50)
+    plain = case.run()[0]
+    case.bias = torch.full((50,), shift)
+    assert float((case.run()[0] - plain).abs().max()) < 2e-4  # two roundings near 1024
+
+
+@pytest.mark.parametrize("level", [-1e30, -1e4, 1e4, 1e30])
+def test_equal_logits_of_any_size_are_a_uniform_prediction(level: float) -> None:
+    case = make_case(9, 16, 50)
+    case.hidden = torch.zeros_like(case.hidden)
+    case.bias = torch.full((50,), level)
+    uniform = -torch.tensor(50.0).log()
+    torch.testing.assert_close(case.run(Tiling(vocab=7))[0], uniform.expand(9), rtol=0, atol=1e-6)
+
+
+def test_forbidden_tokens_by_bias() -> None:
+    case = make_case(11, 16, 40, rank=2)
+    case.bias = torch.zeros(40)
+    case.bias[10:] = -torch.inf
+    case.targets %= 10
+    narrow = make_case(11, 16, 40, rank=2)
+    narrow.weight, narrow.targets = narrow.weight[:10], narrow.targets % 10
+    assert narrow.b is not None
+    narrow.b = narrow.b[:10]
+    found, wanted = case.run(Tiling(vocab=7)), narrow.expected()
+    assert float(found[3][10:].abs().max()) < 1e-25
+    assert_agrees([*found[:3], found[3][:10]], wanted)
+    case.targets[3] = 20
+    assert case.run()[0][3] == -torch.inf
+
+
+def test_one_certain_token() -> None:
+    case = make_case(4, 2, 3)
+    case.hidden = torch.tensor([[1000.0, 0.0]] * 4)
+    case.weight = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    case.targets = torch.tensor([0, 1, 2, 0])
+    logprobs, gradient = case.run()
+    assert logprobs.tolist() == [0.0, -1000.0, -2000.0, 0.0]
+    assert not gradient[[0, 3]].any()
+    torch.testing.assert_close(gradient[1, 0], -case.upstream[1])
+
+
+def test_logprobs_are_never_positive() -> None:
+    case = make_case(500, 4, 2, spread=40.0)
+    assert float(case.run()[0].max()) <= 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
+    case = make_case(21, 32, 200, k=2, rank=4, bias=True)
+    for name in ("hidden", "weight", "bias", "a", "b"):
+        setattr(case, name, getattr(case, name).to(dtype))
+    found, wanted = case.run(), case.expected()
+    assert float((found[0].double() - wanted[0]).abs().max()) <= 2e-5
+    for x, y in zip(found[1:], wanted[1:], strict=True):
+        assert relative(x, y) <= 5e-3  # the rounding of the stored gradient
+
+
+def test_without_gradients_nothing_is_saved() -> None:
+    case = make_case(5, 8, 20, rank=2)
+    assert case.a is not None
+    assert case.b is not None
+    a = case.a.requires_grad_()
+    with torch.no_grad():
+        logprobs = linear_logprob(case.hidden, case.weight, case.targets, lora=(a, case.b, 1.0))
+    assert logprobs.grad_fn is None
+    plain = linear_logprob(case.hidden, case.weight, case.targets)
+    assert plain.grad_fn is None
+
+
+@pytest.mark.parametrize("wanted", [("hidden",), ("a",), ("b",), ("a", "b"), ("hidden", "b")])
+def test_only_the_gradients_asked_for(wanted: tuple[str, ...]) -> None:
+    case = make_case(23, 8, 60, k=2, rank=3)
+    expected = dict(zip(("hidden", "a", "b"), case.expected()[1:], strict=True))
+    leaves = {name: getattr(case, name).clone() for name in expected}
+    for name in wanted:
+        leaves[name].requires_grad_()
+    lora = (leaves["a"], leaves["b"], case.scale)
+    linear_logprob(leaves["hidden"], case.weight, case.targets, lora=lora).backward(case.upstream)
+    for name, leaf in leaves.items():
+        if name in wanted:
+            assert leaf.grad is not None
+            assert relative(leaf.grad, expected[name]) <= 5e-6
+        else:
+            assert leaf.grad is None
+
+
+def test_memory_stays_far_below_the_logits() -> None:
+    case = make_case(1024, 8, 20000, rank=2)
+    sizes: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                sizes.append(out.untyped_storage().nbytes())
+            return out
+
+    with Watch():
+        case.run(Tiling(keep_bytes=0))
+    logits_bytes = 1024 * 20000 * 4
+    assert sizes
+    assert max(sizes) <= logits_bytes // 16
+
+
+BAD: list[tuple[str, object, str]] = [
+    ("hidden", torch.zeros(4), r"hidden has shape \[4\]; must be \[\*, \*\]"),
+    ("hidden", torch.zeros(4, 3, dtype=torch.int64), "hidden is torch.int64; must be a floating"),
+    ("weight", torch.zeros(10, 4), r"weight has shape \[10, 4\]; must be \[\*, 3\]"),
+    ("weight", torch.zeros(0, 3), "weight has no rows"),
+    ("weight", torch.zeros(10, 3, requires_grad=True), "frozen weight"),
+    ("targets", torch.zeros(5, dtype=torch.int64), r"shape \[5\]; must be \[4\] or \[4, K\]"),
+    ("targets", torch.zeros(4, 1, 1, dtype=torch.int64), r"must be \[4\] or \[4, K\]"),
+    ("targets", torch.zeros(4, dtype=torch.int32), "targets are torch.int32; must be torch.int64"),
+    ("targets", torch.tensor([0, 1, 10, 2]), "targets hold 10; must be at least 0 and below 10"),
+    ("targets", torch.tensor([0, -100, 1, 2]), "targets hold -100; must be at least 0"),
+    ("bias", torch.zeros(9), r"bias has shape \[9\]; must be \[10\]"),
+    ("bias", torch.zeros(10, requires_grad=True), "frozen bias"),
+    ("lora", (torch.zeros(2, 4), torch.zeros(10, 2), 1.0), r"lora A has shape \[2, 4\]"),
+    ("lora", (torch.zeros(2, 3), torch.zeros(10, 3), 1.0), r"lora B has shape \[10, 3\]"),
+    ("lora", (torch.zeros(2, 3), torch.zeros(10, 2), float("nan")), "lora scale is nan"),
+    ("temperature", 0.0, "temperature is 0.0; must be finite and positive"),
+    ("temperature", float("inf"), "temperature is inf; must be finite and positive"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD)
+def test_bad_arguments_are_refused_by_name(name: str, value: object, message: str) -> None:
+    arguments: dict[str, object] = {
+        "hidden": torch.zeros(4, 3),
+        "weight": torch.zeros(10, 3),
+        "targets": torch.zeros(4, dtype=torch.int64),
+    }
+    linear_logprob(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        linear_logprob(**(arguments | {name: value}))  # type: ignore[arg-type]
+
+
+def test_a_tiling_must_have_extent() -> None:
+    with pytest.raises(ValueError, match="rows and vocab must be positive"):
+        Tiling(rows=0)
