@@ -38,6 +38,11 @@ def sampler_id(session_id: str, number: int) -> str:
     return f"{session_id}:sample:{number}"
 
 
+def session_of(owned_id: str) -> str:
+    """The session that owns a model or sampler, by the id of that."""
+    return owned_id.rsplit(":", 2)[0]
+
+
 def operation_name(model: str, part: str) -> str:
     """The name of a model's operation; `part` is unique within the model."""
     return f"models/{model}/operations/{part}"

@@ -1,10 +1,23 @@
-"""Sessions: who owns models and samplers, and for how long."""
+"""SessionService: who owns models and samplers, and for how long."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tinkergate.core.admission import Admission
+from tinkergate.core.clock import Clock, set_time
+from tinkergate.core.identity import conflict, request_hash
+from tinkergate.core.ids import new_session_id
+from tinkergate.core.paging import page
+from tinkergate.core.settings import CoreSettings
+from tinkergate.core.validation.notes import check_finish, check_session
+from tinkergate.errors import GatewayError, Kind
+from tinkergate.store import SessionRow, Store
 from tinkergate.v1 import (
     CreateSessionRequest,
     CreateSessionResponse,
+    ErrorReason,
     FinishSessionRequest,
     FinishSessionResponse,
     GetSessionRequest,
@@ -13,28 +26,251 @@ from tinkergate.v1 import (
     HeartbeatSessionResponse,
     ListSessionsRequest,
     ListSessionsResponse,
+    Session,
+    SessionState,
 )
 
 
+class SessionEntry:
+    """One session."""
+
+    __slots__ = (
+        "calls",
+        "end_time",
+        "heard_at",
+        "message",
+        "number",
+        "request_hash",
+        "request_id",
+    )
+
+    def __init__(
+        self, number: int, message: Session, request_id: str, request_hash: bytes, heard_at: float
+    ) -> None:
+        self.number = number
+        self.message = message
+        self.request_id = request_id
+        self.request_hash = request_hash
+        self.heard_at = heard_at
+        self.calls = 0
+        """Calls that are being held; a session with one is not silent."""
+        self.end_time: int | None = None
+
+    @property
+    def session_id(self) -> str:
+        """The id."""
+        return self.message.session_id
+
+    @property
+    def active(self) -> bool:
+        """Whether it is in use."""
+        return self.message.state == SessionState.SESSION_STATE_ACTIVE
+
+
+OnEnd = Callable[[str], None]
+
+
 class Sessions:
-    """Sessions: who owns models and samplers, and for how long."""
+    """The sessions. Other parts say who must be told when one ends (`on_end`, with its id) and
+    when an old one is forgotten (`on_forget`)."""
+
+    def __init__(
+        self, settings: CoreSettings, store: Store, clock: Clock, admission: Admission
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._admission = admission
+        self._entries: dict[str, SessionEntry] = {}
+        self._by_request: dict[str, SessionEntry] = {}
+        self._next_number = 1
+        self.on_end: list[OnEnd] = []
+        self.on_forget: list[OnEnd] = []
 
     async def create(self, request: CreateSessionRequest) -> CreateSessionResponse:
         """Answer CreateSession."""
-        raise NotImplementedError
+        hashed = request_hash(request) if request.request_id else b""
+        entry = self._by_request.get(request.request_id) if request.request_id else None
+        if entry is None:
+            self._admission.check()
+            check_session(request)
+            entry = self._add(request, hashed)
+        elif entry.request_hash != hashed:
+            raise conflict(f"request_id {request.request_id!r}")
+        self.heard(entry.session_id)
+        response = CreateSessionResponse(session=self._render(entry))
+        response.heartbeat_interval.FromNanoseconds(round(self._settings.heartbeat_interval * 1e9))
+        response.expires_after.FromNanoseconds(round(self._settings.session_expires_after * 1e9))
+        return response
+
+    def _add(self, request: CreateSessionRequest, hashed: bytes) -> SessionEntry:
+        message = Session(
+            session_id=new_session_id(),
+            state=SessionState.SESSION_STATE_ACTIVE,
+            tags=request.tags,
+            user_metadata=request.user_metadata,
+            display_name=request.display_name,
+            project_id=request.project_id,
+        )
+        set_time(message.create_time, self._clock.now())
+        set_time(message.last_heartbeat_time, self._clock.now())
+        entry = SessionEntry(
+            self._next_number, message, request.request_id, hashed, self._clock.elapsed()
+        )
+        self._next_number += 1
+        self._entries[message.session_id] = entry
+        if request.request_id:
+            self._by_request[request.request_id] = entry
+        self._store.insert(
+            SessionRow,
+            session_id=entry.session_id,
+            number=entry.number,
+            state=message.state,
+            request_id=entry.request_id,
+            request_hash=entry.request_hash,
+            message=message.SerializeToString(),
+        )
+        return entry
 
     async def get(self, request: GetSessionRequest) -> GetSessionResponse:
-        """Answer GetSession."""
-        raise NotImplementedError
+        """Answer GetSession. Raises NOT_FOUND."""
+        return GetSessionResponse(session=self._render(self._require(request.session_id)))
 
     async def list(self, request: ListSessionsRequest) -> ListSessionsResponse:
         """Answer ListSessions."""
-        raise NotImplementedError
+        chosen, token = page(
+            (
+                entry
+                for entry in reversed(self._entries.values())
+                if request.state in (SessionState.SESSION_STATE_UNSPECIFIED, entry.message.state)
+            ),
+            request.page_size,
+            request.page_token,
+        )
+        return ListSessionsResponse(
+            sessions=[self._render(entry) for entry in chosen], next_page_token=token
+        )
 
     async def heartbeat(self, request: HeartbeatSessionRequest) -> HeartbeatSessionResponse:
-        """Answer HeartbeatSession."""
-        raise NotImplementedError
+        """Answer HeartbeatSession. Raises NOT_FOUND, or PRECONDITION once the session ended."""
+        self.require_active(request.session_id)
+        return HeartbeatSessionResponse()
 
     async def finish(self, request: FinishSessionRequest) -> FinishSessionResponse:
-        """Answer FinishSession."""
-        raise NotImplementedError
+        """Answer FinishSession. Models are unloaded behind the answer. Raises NOT_FOUND."""
+        entry = self._require(request.session_id)
+        check_finish(request)
+        if entry.active:
+            entry.message.finish_reason = request.reason
+            entry.message.finish_detail = request.detail
+            self._end(entry, SessionState.SESSION_STATE_FINISHED)
+        return FinishSessionResponse(session=self._render(entry))
+
+    def _render(self, entry: SessionEntry) -> Session:
+        """The session as an answer. `entry.message` itself goes on changing."""
+        message = Session()
+        message.CopyFrom(entry.message)
+        return message
+
+    def _require(self, session_id: str) -> SessionEntry:
+        entry = self._entries.get(session_id)
+        if entry is None:
+            raise GatewayError(
+                Kind.NOT_FOUND,
+                ErrorReason.ERROR_REASON_SESSION_NOT_FOUND,
+                f"there is no session {session_id!r}",
+            )
+        return entry
+
+    def require_active(self, session_id: str) -> SessionEntry:
+        """The session, which has now been heard of. Raises NOT_FOUND or PRECONDITION."""
+        entry = self._require(session_id)
+        if not entry.active:
+            state = SessionState.Name(entry.message.state).rpartition("_")[2].lower()
+            raise GatewayError(
+                Kind.PRECONDITION,
+                ErrorReason.ERROR_REASON_SESSION_ENDED,
+                f"session {session_id!r} is {state}; create a new one",
+                metadata={"state": state},
+            )
+        self.heard(session_id)
+        return entry
+
+    def heard(self, session_id: str) -> None:
+        """A call of the session has come in. Unknown and ended sessions are no error."""
+        entry = self._entries.get(session_id)
+        if entry is not None and entry.active:
+            entry.heard_at = self._clock.elapsed()
+            set_time(entry.message.last_heartbeat_time, self._clock.now())
+
+    @contextmanager
+    def calling(self, session_id: str) -> Iterator[None]:
+        """While a call of the session is held, the session does not expire."""
+        self.heard(session_id)
+        entry = self._entries.get(session_id)
+        if entry is None:
+            yield
+            return
+        entry.calls += 1
+        try:
+            yield
+        finally:
+            entry.calls -= 1
+            self.heard(session_id)
+
+    def note_model(self, session_id: str, model_id: str) -> None:
+        """The session has a new model."""
+        self._entries[session_id].message.model_ids.append(model_id)
+
+    def note_sampler(self, session_id: str, sampler_id: str) -> None:
+        """The session has a new sampler."""
+        self._entries[session_id].message.sampler_ids.append(sampler_id)
+
+    def reap(self) -> None:
+        """End the sessions that have been silent for too long, and forget old ones."""
+        silent_since = self._clock.elapsed() - self._settings.session_expires_after
+        old = self._clock.now() - round(self._settings.history_retention * 1e9)
+        for entry in list(self._entries.values()):
+            if entry.active:
+                if not entry.calls and entry.heard_at <= silent_since:
+                    self._end(entry, SessionState.SESSION_STATE_EXPIRED)
+            elif entry.end_time is not None and entry.end_time <= old:
+                self._forget(entry)
+
+    def _end(self, entry: SessionEntry, state: SessionState.ValueType) -> None:
+        entry.message.state = state
+        entry.end_time = self._clock.now()
+        self._store.update(
+            SessionRow,
+            entry.session_id,
+            state=state,
+            end_time=entry.end_time,
+            message=entry.message.SerializeToString(),
+        )
+        for tell in self.on_end:
+            tell(entry.session_id)
+
+    def _forget(self, entry: SessionEntry) -> None:
+        for tell in self.on_forget:
+            tell(entry.session_id)
+        del self._entries[entry.session_id]
+        self._by_request.pop(entry.request_id, None)
+        self._store.delete(SessionRow, entry.session_id)
+
+    def restore(self, rows: Sequence[SessionRow]) -> None:
+        """Take up what an earlier run of the gateway left. What was active then has expired."""
+        for row in rows:
+            entry = SessionEntry(
+                row.number,
+                Session.FromString(row.message),
+                row.request_id,
+                row.request_hash,
+                self._clock.elapsed(),
+            )
+            entry.end_time = row.end_time
+            self._entries[row.session_id] = entry
+            if row.request_id:
+                self._by_request[row.request_id] = entry
+            self._next_number = row.number + 1
+            if entry.active:
+                self._end(entry, SessionState.SESSION_STATE_EXPIRED)

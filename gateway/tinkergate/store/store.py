@@ -32,8 +32,8 @@ class Contents:
     checkpoints: Sequence[CheckpointRow]
 
 
-def _primary_key(kind: type[Row]) -> str:
-    (column,) = kind.__mapper__.primary_key
+def _primary_key(row: type[Row]) -> str:
+    (column,) = row.__mapper__.primary_key
     return str(column.key)
 
 
@@ -121,27 +121,27 @@ class Store:
             row = session.get(OperationRow, name, options=[undefer(OperationRow.result)])
             return None if row is None else row.result
 
-    def insert(self, kind: type[Row], *, size: int = 0, **values: Any) -> None:
+    def insert(self, row: type[Row], /, *, size: int = 0, **values: Any) -> None:
         """Add a row, soon. Columns that are not given are NULL; messages are serialised when they
         are written and must not change any more. `size` is what the row weighs in memory, where
         that is much."""
-        self._open_writer.insert(_table(kind), values[_primary_key(kind)], values, size)
+        self._open_writer.insert(_table(row), values[_primary_key(row)], values, size)
 
-    def update(self, kind: type[Row], key: str, *, size: int = 0, **values: Any) -> None:
+    def update(self, row: type[Row], key: str, /, *, size: int = 0, **values: Any) -> None:
         """Change columns of a row, soon."""
-        self._open_writer.update(_table(kind), key, values, size)
+        self._open_writer.update(_table(row), key, values, size)
 
-    def delete(self, kind: type[Row], key: str) -> None:
+    def delete(self, row: type[Row], key: str, /) -> None:
         """Remove a row, soon."""
-        self._open_writer.delete(_table(kind), key)
+        self._open_writer.delete(_table(row), key)
 
     async def flush(self) -> None:
         """Wait until everything that was changed before is written."""
         await asyncio.to_thread(self._open_writer.flush)
 
 
-def _table(kind: type[Row]) -> Table:
-    table = kind.__table__
+def _table(row: type[Row]) -> Table:
+    table = row.__table__
     assert isinstance(table, Table)
     return table
 

@@ -1,0 +1,1 @@
+"""What requests must look like. Every check reads, none changes anything."""

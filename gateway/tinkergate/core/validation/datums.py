@@ -1,0 +1,222 @@
+"""Rules for Forward and ForwardBackward: the loss, its settings, and the datums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tinkergate.core.validation.facts import Facts, LossRule
+from tinkergate.core.validation.inputs import InputRules
+from tinkergate.core.validation.report import Report
+from tinkergate.core.validation.tensors import (
+    DTYPE_NAMES,
+    FLOATS,
+    INTEGERS,
+    ITEM_BYTES,
+    FiniteFloats,
+    TokenIds,
+    Values,
+)
+from tinkergate.tensors import array_from_tensor
+from tinkergate.v1 import (
+    ConfigValue,
+    Datum,
+    DType,
+    ForwardBackwardRequest,
+    ForwardRequest,
+    ProvenanceSpan,
+    Tensor,
+)
+
+TARGETS = "target_tokens"
+WEIGHTS = "weights"
+
+Shape = tuple[int, ...]
+
+
+def check_forward(
+    report: Report, request: ForwardRequest | ForwardBackwardRequest, facts: Facts
+) -> None:
+    """A Forward or ForwardBackward request. Raises UNSUPPORTED for what the backend lacks."""
+    losses = facts.abilities.losses
+    rule = losses.get(request.loss_fn)
+    if rule is None:
+        report.add(
+            "loss_fn",
+            f'is "{request.loss_fn}"; backend {facts.abilities.backend!r} has: '
+            + (", ".join(sorted(losses)) or "none"),
+        )
+    else:
+        _check_config(report, request.loss_fn_config, rule)
+    if not request.data:
+        report.add("data", "is empty; needs at least one datum")
+    _DatumRules(report, facts, rule).check(request.data)
+
+
+def _check_config(report: Report, config: Mapping[str, ConfigValue], rule: LossRule) -> None:
+    for key, value in config.items():
+        field = f'loss_fn_config["{key}"]'
+        if key not in rule.config_keys:
+            known = ", ".join(sorted(rule.config_keys)) or "none"
+            report.add(field, f"is not a setting of this loss; there are: {known}")
+        check_config_value(report, field, value)
+
+
+def check_config_value(report: Report, field: str, value: ConfigValue) -> None:
+    """A setting of a loss or an optimizer: a finite number or a text."""
+    which = value.WhichOneof("value")
+    if which is None:
+        report.add(field, "has no value; must be a number or a text")
+    elif which == "number" and not math.isfinite(value.number):
+        report.add(field, f"is {value.number}; must be finite")
+
+
+class _DatumRules:
+    """Checks the datums of one request."""
+
+    def __init__(self, report: Report, facts: Facts, rule: LossRule | None) -> None:
+        self._report = report
+        self._facts = facts
+        self._rule = rule
+        self._inputs = InputRules(report, facts)
+        self._values: dict[tuple[bool, int], Values] = {}
+
+    def check(self, data: Sequence[Datum]) -> None:
+        for i, datum in enumerate(data):
+            if self._report.full:
+                break
+            self._check_datum(f"data[{i}]", datum)
+        self._inputs.finish()
+        for values in self._values.values():
+            values.finish()
+
+    def _check_datum(self, field: str, datum: Datum) -> None:
+        count = self._inputs.check(f"{field}.model_input", datum.model_input)
+        tensors = datum.loss_fn_inputs
+        if self._rule is not None:
+            self._check_names(field, tensors, self._rule)
+        target_shape: Shape | None = None
+        if TARGETS in tensors:
+            path = f'{field}.loss_fn_inputs["{TARGETS}"]'
+            target_shape = self._check_tensor(path, tensors[TARGETS], is_tokens=True)
+            if target_shape is not None:
+                self._check_target_shape(path, target_shape, count)
+        for name, tensor in tensors.items():
+            if name != TARGETS:
+                path = f'{field}.loss_fn_inputs["{name}"]'
+                shape = self._check_tensor(path, tensor, is_tokens=False)
+                if shape is not None:
+                    self._check_shape(path, name, shape, target_shape, count)
+        if datum.model_input_spans:
+            _check_spans(self._report, f"{field}.model_input_spans", datum.model_input_spans)
+        if datum.loss_fn_input_spans:
+            _check_spans(self._report, f"{field}.loss_fn_input_spans", datum.loss_fn_input_spans)
+
+    def _check_names(self, field: str, tensors: Mapping[str, Tensor], rule: LossRule) -> None:
+        for name in sorted(rule.required.difference(tensors)):
+            self._report.add(f'{field}.loss_fn_inputs["{name}"]', "is missing; the loss needs it")
+        if not rule.allowed.issuperset(tensors):
+            known = ", ".join(sorted(rule.allowed)) or "none"
+            for name in sorted(set(tensors) - rule.allowed):
+                self._report.add(
+                    f'{field}.loss_fn_inputs["{name}"]',
+                    f"is not an input of this loss; there are: {known}",
+                )
+
+    def _check_target_shape(self, path: str, shape: Shape, count: int | None) -> None:
+        if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] < 1):
+            self._report.add(path, f"has shape {list(shape)}; must be (N,) or (N, K)")
+        elif count is not None and shape[0] != count:
+            self._report.add(
+                path,
+                f"has shape {list(shape)}; the model input has {count} tokens, so must its "
+                "first extent be",
+            )
+
+    def _check_shape(
+        self, path: str, name: str, shape: Shape, targets: Shape | None, count: int | None
+    ) -> None:
+        if targets is not None:
+            if shape == targets or (name != WEIGHTS and shape == targets[:1]):
+                return
+            self._report.add(
+                path, f"has shape {list(shape)}; must be {list(targets)} like {TARGETS}"
+            )
+        elif count is not None and (not shape or shape[0] != count):
+            self._report.add(
+                path,
+                f"has shape {list(shape)}; the model input has {count} tokens, so must its "
+                "first extent be",
+            )
+
+    def _check_tensor(self, path: str, tensor: Tensor, *, is_tokens: bool) -> Shape | None:
+        """The tensor's shape, or None if it has none that holds. Its values are noted."""
+        dtype = tensor.dtype
+        if dtype not in (INTEGERS if is_tokens else FLOATS):
+            said = DTYPE_NAMES.get(dtype, "not given")
+            wanted = "int64 or int32" if is_tokens else "float32 or bfloat16"
+            self._report.add(path, f"has dtype {said}; must be {wanted}")
+            return None
+        if tensor.HasField("sparse_csr"):
+            return self._check_sparse(path, tensor, is_tokens=is_tokens)
+        packed = tensor.dense
+        elements, rest = divmod(len(packed), ITEM_BYTES[dtype])
+        shape = tuple(tensor.shape) or (elements,)
+        if rest:
+            self._report.add(
+                path,
+                f"has {len(packed)} bytes; must be a multiple of the {ITEM_BYTES[dtype]} bytes of "
+                f"{DTYPE_NAMES[dtype]}",
+            )
+            return None
+        if min(shape) < 0 or math.prod(shape) != elements:
+            self._report.add(path, f"has shape {list(shape)}, but {elements} elements")
+            return None
+        self._values_of(dtype, is_tokens=is_tokens).add(path, packed)
+        return shape
+
+    def _check_sparse(self, path: str, tensor: Tensor, *, is_tokens: bool) -> Shape | None:
+        """CSR tensors are rare, so they are simply filled out, within what a message may hold."""
+        limit = self._facts.max_context_length or 1 << 20
+        if len(tensor.shape) == 2 and tensor.shape[0] > limit:
+            self._report.add(path, f"has shape {list(tensor.shape)}; at most {limit} rows can fit")
+            return None
+        try:
+            array = array_from_tensor(tensor, max_elements=1 << 24)
+        except ValueError as error:
+            self._report.add(path, str(error))
+            return None
+        dtype = _dtype_of(array.dtype)
+        self._values_of(dtype, is_tokens=is_tokens).add(path, array.tobytes())
+        return array.shape
+
+    def _values_of(self, dtype: int, *, is_tokens: bool) -> Values:
+        values = self._values.get((is_tokens, dtype))
+        if values is None:
+            values = self._values[is_tokens, dtype] = (
+                TokenIds(self._report, dtype, self._facts.vocab_size)
+                if is_tokens
+                else FiniteFloats(self._report, dtype)
+            )
+        return values
+
+
+def _dtype_of(dtype: np.dtype[np.generic]) -> int:
+    if dtype.kind == "f":
+        return DType.DTYPE_FLOAT32
+    return DType.DTYPE_INT64 if dtype.itemsize == 8 else DType.DTYPE_INT32
+
+
+def _check_spans(report: Report, field: str, spans: Sequence[ProvenanceSpan]) -> None:
+    for i, span in enumerate(spans):
+        which = span.WhichOneof("span")
+        if which is None:
+            report.add(f"{field}[{i}]", "is empty; must say where the tokens came from")
+            continue
+        origin = span.prompt_tokens if which == "prompt_tokens" else span.sampled_tokens
+        if origin.offset < 0:
+            report.add(f"{field}[{i}].{which}.offset", f"is {origin.offset}; must not be negative")
+        if origin.length < 1:
+            report.add(f"{field}[{i}].{which}.length", f"is {origin.length}; must be at least 1")
