@@ -16,10 +16,6 @@ from tinkergate.v1 import (
     WaitOperationResponse,
 )
 
-MAX_ANSWER_TIME = 1.0
-"""Seconds kept back from a waiting call's deadline, so that its answer still gets there; half of
-what is left if that is less."""
-
 
 class OperationServicer(OperationServiceServicer):
     """Hands the calls to the core."""
@@ -36,9 +32,9 @@ class OperationServicer(OperationServiceServicer):
     async def WaitOperation(
         self, request: WaitOperationRequest, context: Context
     ) -> WaitOperationResponse:
-        """Answer WaitOperation before the call's deadline: to a waiting caller it is news, not an
-        error, that the operation is not done yet."""
-        return await self._operations.wait(request, wait_limit(context.time_remaining()))
+        """Answer WaitOperation, before the call's own deadline: to a caller that waits it is news,
+        not a failure, that the operation is not done yet."""
+        return await self._operations.wait(request, context.time_remaining())
 
     async def ListOperations(
         self, request: ListOperationsRequest, context: Context
@@ -51,10 +47,3 @@ class OperationServicer(OperationServiceServicer):
     ) -> CancelOperationResponse:
         """Answer CancelOperation."""
         return await self._operations.cancel(request)
-
-
-def wait_limit(remaining: float | None) -> float | None:
-    """How many seconds to wait in a call that has `remaining` left; None for no deadline."""
-    if remaining is None:
-        return None
-    return max(0.0, remaining - min(MAX_ANSWER_TIME, remaining / 2))
