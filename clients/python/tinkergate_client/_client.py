@@ -14,6 +14,7 @@ from tinkergate_client._checkpoints import Checkpoints
 from tinkergate_client._connection import DEFAULT_ADDRESS, Connection, Tls
 from tinkergate_client._datums import Tokens
 from tinkergate_client._futures import OperationFuture
+from tinkergate_client._listing import pages
 from tinkergate_client._results import read_any
 from tinkergate_client._sampling import Sampler
 from tinkergate_client._scoring import Score, ScoreOptions, Source, score_stream
@@ -72,6 +73,36 @@ class Client:
     def capabilities(self) -> v1.GetCapabilitiesResponse:
         """What the gateway can do: backends, models, limits."""
         return self._connection.capabilities()
+
+    def sessions(
+        self, state: v1.SessionState.ValueType = v1.SessionState.SESSION_STATE_UNSPECIFIED
+    ) -> Iterator[v1.Session]:
+        """All sessions that the gateway remembers, or those in one state, newest first."""
+        stub, request = self._connection.sessions, v1.ListSessionsRequest(state=state)
+        for page in pages(self._connection, stub.ListSessions, request):
+            yield from page.sessions
+
+    def models(
+        self,
+        session_id: str = "",
+        state: v1.ModelState.ValueType = v1.ModelState.MODEL_STATE_UNSPECIFIED,
+    ) -> Iterator[v1.Model]:
+        """The models of a session, or all, newest first; those in one state if it is given."""
+        request = v1.ListModelsRequest(session_id=session_id, state=state)
+        for page in pages(self._connection, self._connection.models.ListModels, request):
+            yield from page.models
+
+    def operations(
+        self,
+        model_id: str = "",
+        state: v1.OperationState.ValueType = v1.OperationState.OPERATION_STATE_UNSPECIFIED,
+    ) -> Iterator[v1.Operation]:
+        """The operations of a model, or all, newest first and without their results; those in one
+        state if it is given."""
+        stub = self._connection.operations
+        request = v1.ListOperationsRequest(model_id=model_id, state=state)
+        for page in pages(self._connection, stub.ListOperations, request):
+            yield from page.operations
 
     def create_session(
         self,
