@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 STREAM_OF_ALTERNATIVES = (1 << 64) - 1
@@ -67,27 +68,28 @@ class Row:
         self.cumulative = self.weights.cumsum(0, dtype=torch.float64)
         self.total = self.cumulative[-1]
 
-    def logprob(self, token: Tensor) -> Tensor:
-        """The logprob of a token id, float64. NaN if the logits are not numbers."""
-        return self.shifted[token].double() - self.total.log()
+    def logprob(self, tokens: Tensor) -> Tensor:
+        """The logprobs of token ids, float64. NaN if the logits are not numbers."""
+        return self.shifted[tokens].double() - self.total.log()
 
     def logprobs(self) -> Tensor:
         """The logprobs of all tokens, float32 [V]."""
         return (self.shifted.double() - self.total.log()).float()
 
-    def draw(self, rule: DrawRule, uniform: float) -> Tensor:
-        """One token id, a 0-dimensional int64 tensor. Its probability is above 0."""
+    def draw(self, rule: DrawRule, uniforms: NDArray[np.float64]) -> Tensor:
+        """A token id for each of the numbers in [0, 1), int64 like `uniforms` in shape. Their
+        probabilities are above 0."""
         if rule.temperature == 0:
-            return self.shifted.argmax()
+            return self.shifted.argmax().expand(uniforms.shape)
         ids, cumulative = None, self.cumulative
         if 0 < rule.top_k < len(self.weights) or rule.top_p < 1:
             ids = self._allowed(rule)
             cumulative = self.weights[ids].cumsum(0, dtype=torch.float64)
         # The first entry above u * total adds something to the sum, so its weight is not 0. The
         # clamp only speaks when the logits are not numbers.
-        point = (cumulative[-1] * uniform).view(1)
-        place = torch.searchsorted(cumulative, point, right=True)[0].clamp(max=len(cumulative) - 1)
-        return place if ids is None else ids[place]
+        points = cumulative[-1] * torch.from_numpy(uniforms).to(cumulative.device)
+        places = torch.searchsorted(cumulative, points, right=True).clamp(max=len(cumulative) - 1)
+        return places if ids is None else ids[places]
 
     def _allowed(self, rule: DrawRule) -> Tensor:
         """The ids that top_k and top_p leave, likeliest first."""

@@ -1,0 +1,130 @@
+"""Reading a given sequence: its states and what they say of its tokens, a stretch at a time.
+
+A vocabulary is large: the logits of one long prompt may take gigabytes. So a sequence is read in
+stretches, which also keeps the steps of the engine thread short, and logits are made for a few
+rows at once and let go again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinkergate.engine.attention import CachedPlan, KVCache
+from tinkergate.engine.base import BaseModel
+from tinkergate.engine.drawing import (
+    STREAM_OF_ALTERNATIVES,
+    DrawRule,
+    Row,
+    likeliest_rows,
+    log_softmax_rows,
+    stream,
+)
+from tinkergate.engine.sampling import Alternatives, Likeliest, PromptAnswers, PromptQuestions
+
+STRETCH = 512
+"""Tokens that are read in one step."""
+
+_LOGITS_AT_ONCE = 1 << 23
+"""The most logits in memory at once: 32 MiB of float32."""
+
+
+def rows_at_once(base: BaseModel) -> int:
+    """How many rows of logits to make at once."""
+    return max(1, _LOGITS_AT_ONCE // base.vocab_size)
+
+
+def read(base: BaseModel, tokens: Tensor, cache: KVCache) -> Iterator[Tensor]:
+    """The states of a sequence (n,) under the active adapter, in stretches (m, width), into an
+    empty cache. The cuts depend on n alone, and so does every bit of the states."""
+    positions = torch.arange(len(tokens), device=tokens.device)
+    for part, place in zip(
+        torch.split(tokens, STRETCH), torch.split(positions, STRETCH), strict=True
+    ):
+        yield base.hidden(part, place, CachedPlan([(cache, len(part))]))
+
+
+class PromptReader:
+    """Answers `PromptQuestions` from a prompt's states."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        prompt: Tensor,
+        questions: PromptQuestions,
+        *,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        self._base = base
+        self._prompt = prompt
+        self._questions = questions
+        self._rule = DrawRule(temperature)
+        rows = len(prompt) - 1
+        """Row i is the distribution of token i + 1."""
+        self._taken = 0
+        self._first_asked = rows - (rows if questions.last_n is None else questions.last_n)
+        everything = questions.topk or questions.alternatives or questions.targets is not None
+        self._first_needed = 0 if everything else self._first_asked
+        self._logprobs = np.full(rows + 1, np.nan, dtype=np.float32)
+        self._topk = Likeliest(
+            np.empty((rows, questions.topk), np.int32), np.empty((rows, questions.topk), np.float32)
+        )
+        shape = (rows, 0) if questions.targets is None else questions.targets.shape
+        self._targets = np.zeros(shape, np.float32)
+        k = questions.alternatives
+        self._alternatives = Alternatives(
+            np.empty((rows, k), np.int64), np.empty((rows, k), np.float32)
+        )
+        self._uniforms = stream(seed, STREAM_OF_ALTERNATIVES).random((rows, k))
+
+    def take(self, hidden: Tensor) -> None:
+        """The next stretch of states (m, width), under the adapter that made them."""
+        begin, self._taken = self._taken, self._taken + len(hidden)
+        end = min(self._taken, len(self._prompt) - 1)
+        step = rows_at_once(self._base)
+        for start in range(max(begin, self._first_needed), end, step):
+            stop = min(start + step, end)
+            self._answer(start, self._base.logits(hidden[start - begin : stop - begin]))
+
+    def _answer(self, start: int, logits: Tensor) -> None:
+        """Rows from `start` on, of which these are the logits."""
+        asked = self._questions
+        rows = slice(start, start + len(logits))
+        logprobs = log_softmax_rows(logits)
+        if asked.logprobs:
+            following = self._prompt[start + 1 : rows.stop + 1].unsqueeze(1)
+            self._logprobs[rows.start + 1 : rows.stop + 1] = _numpy(
+                logprobs.gather(1, following)[:, 0]
+            )
+            self._logprobs[1 : self._first_asked + 1] = np.nan
+        if asked.topk:
+            ids, values = likeliest_rows(logprobs, asked.topk)
+            self._topk.ids[rows], self._topk.logprobs[rows] = _numpy(ids), _numpy(values)
+        if asked.targets is not None:
+            targets = asked.targets[rows]
+            ids = torch.from_numpy(targets.clip(0)).to(logits.device)
+            self._targets[rows] = np.where(targets < 0, 0, _numpy(logprobs.gather(1, ids)))
+        if asked.alternatives:
+            for place, row_logits in enumerate(logits, start):
+                row = Row(row_logits, self._rule.logprob_temperature)
+                drawn = row.draw(self._rule, self._uniforms[place])
+                self._alternatives.tokens[place] = _numpy(drawn)
+                self._alternatives.logprobs[place] = _numpy(row.logprob(drawn))
+
+    def answers(self) -> PromptAnswers:
+        """What was asked, once all states are taken."""
+        asked = self._questions
+        return PromptAnswers(
+            logprobs=self._logprobs if asked.logprobs else None,
+            topk=self._topk if asked.topk else None,
+            targets=None if asked.targets is None else self._targets,
+            alternatives=self._alternatives if asked.alternatives else None,
+        )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    return tensor.cpu().numpy()
