@@ -1,9 +1,15 @@
-"""Model folders that tests of every room share."""
+"""What tests of every room share: model folders, and gateways as processes of their own."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -95,3 +101,126 @@ def default_model_dir() -> Path:
         if os.environ.get("TINKERGATE_REQUIRE_MODEL"):
             raise
         pytest.skip(str(error))
+
+
+class GatewayProcess:
+    """`tinkergate serve` as a process of its own, on a free port of loopback."""
+
+    def __init__(self, folder: Path, flags: list[str], environment: Mapping[str, str]) -> None:
+        self.data_dir = folder / "data"
+        self._log_path = folder / "log.jsonl"
+        self.address = ""
+        """HOST:PORT, once `wait_until_listening` has returned."""
+        with self._log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "tinkergate", "serve"),
+                    *("--grpc", "127.0.0.1:0", "--data-dir", str(self.data_dir)),
+                    *("--log-format", "json", *flags),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**_plain_environment(), **environment},
+                text=True,
+            )
+
+    def wait_until_listening(self) -> None:
+        """Return once clients can connect. Fails with the log if the gateway does not start."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        prefix = "listening grpc="
+        assert line.startswith(prefix), f"the gateway did not start:\n{self.log()}"
+        self.address = line.removeprefix(prefix).strip()
+
+    def log(self) -> str:
+        """What was written to stderr so far."""
+        return self._log_path.read_text()
+
+    def events(self) -> list[dict[str, object]]:
+        """The lines of the log so far."""
+        return [json.loads(line) for line in self.log().splitlines()]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """End it as an operator would, if it still runs. Answers the exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end. Answers the exit code, negative for a signal that killed it."""
+        try:
+            return self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the gateway did not end:\n{self.log()}") from None
+        finally:
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+
+def _plain_environment() -> dict[str, str]:
+    """This process's environment without what would configure the gateway, but with its cache."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TINKERGATE_") or name == "TINKERGATE_CACHE_DIR"
+    }
+
+
+class StartGateway(Protocol):
+    """The type of `start_gateway`."""
+
+    def __call__(
+        self,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        wait: bool = True,
+    ) -> GatewayProcess: ...
+
+
+@pytest.fixture
+def start_gateway(micro_model_dir: Path, tmp_path: Path) -> Iterator[StartGateway]:
+    """Starts gateways that serve the micro model, with flags of the test's own. `folder` is for the
+    data and the log; by default each gateway gets one of its own. All are stopped at the end."""
+    started: list[GatewayProcess] = []
+
+    def start(
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        wait: bool = True,
+    ) -> GatewayProcess:
+        if folder is None:
+            folder = tmp_path / f"gateway-{len(started)}"
+        folder.mkdir(exist_ok=True)
+        gateway = GatewayProcess(
+            folder, ["--model", str(micro_model_dir), *flags], environment or {}
+        )
+        started.append(gateway)
+        if wait:
+            gateway.wait_until_listening()
+        return gateway
+
+    yield start
+    for gateway in started:
+        gateway.stop()
+
+
+@pytest.fixture(scope="session")
+def gateway_process(
+    micro_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayProcess]:
+    """One gateway with the micro model for all tests that only need to talk to one."""
+    gateway = GatewayProcess(
+        tmp_path_factory.mktemp("gateway"), ["--model", str(micro_model_dir)], {}
+    )
+    gateway.wait_until_listening()
+    yield gateway
+    assert gateway.stop() == 0, gateway.log()
