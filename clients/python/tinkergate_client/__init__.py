@@ -4,7 +4,7 @@ from tinkergate.v1 import Chunk, Datum, ModelInput, OptimizerConfig, OptimizerPa
 from tinkergate_client._checkpoints import Checkpoint, Checkpoints
 from tinkergate_client._client import Client, connect
 from tinkergate_client._connection import DEFAULT_ADDRESS, Tls
-from tinkergate_client._datums import datum, image, model_input, supervised_datum, text
+from tinkergate_client._datums import Tokens, datum, image, model_input, supervised_datum, text
 from tinkergate_client._errors import (
     AccessDenied,
     Conflict,
@@ -64,6 +64,7 @@ __all__ = [
     "Session",
     "TinkergateError",
     "Tls",
+    "Tokens",
     "TopK",
     "TrainingModel",
     "Unsupported",

@@ -25,7 +25,7 @@ from tinkergate.v1 import (
     TrainingServiceStub,
 )
 from tinkergate_client._calls import Call, Patience
-from tinkergate_client._errors import GatewayUnreachable, error_from_call
+from tinkergate_client._errors import GatewayUnreachable, NotFound, error_from_call
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -128,9 +128,9 @@ class Connection:
         return self._metadata
 
     def default_model(self) -> str:
-        """The gateway's default base model. Raises ValueError if it has none."""
+        """The gateway's default base model. Raises NotFound if it has none."""
         if not self._default_model:
-            raise ValueError(f"the gateway at {self.target} has no default model; name one")
+            raise NotFound(f"the gateway at {self.target} has no default model; name one")
         return self._default_model
 
     def close(self) -> None:
