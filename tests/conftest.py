@@ -221,6 +221,9 @@ def gateway_process(
     gateway = GatewayProcess(
         tmp_path_factory.mktemp("gateway"), ["--model", str(micro_model_dir)], {}
     )
-    gateway.wait_until_listening()
-    yield gateway
-    assert gateway.stop() == 0, gateway.log()
+    try:
+        gateway.wait_until_listening()
+        yield gateway
+    finally:
+        code = gateway.stop()
+    assert code == 0, gateway.log()
