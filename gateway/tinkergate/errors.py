@@ -77,7 +77,7 @@ class Violation(NamedTuple):
     """The value and the rule that it breaks."""
 
 
-@dataclass
+@dataclass(eq=False)  # an error is itself, not what it says: it must stay hashable
 class GatewayError(Exception):
     """A failure that may be shown to the caller."""
 
@@ -93,6 +93,8 @@ class GatewayError(Exception):
     """Further facts by name, for programs."""
 
     def __post_init__(self) -> None:
+        # The words may come from the operating system, with surrogates that no message can hold.
+        self.message = self.message.encode(errors="replace").decode()
         if len(self.message) > MAX_MESSAGE_CHARS:
             self.message = self.message[: MAX_MESSAGE_CHARS - 1] + "…"
         super().__init__(self.message)
