@@ -1,0 +1,28 @@
+"""Cutting a batch of uneven sequences into micro-batches without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+
+def pack(
+    lengths: Sequence[int], budget: int, *, kinds: Sequence[Hashable] | None = None
+) -> list[range]:
+    """The examples of each micro-batch, as ranges that follow one another.
+
+    A micro-batch is filled in order until the next example would take it over `budget` tokens; an
+    example that is longer goes alone. `kinds` says which examples may share a micro-batch: those
+    of equal kind. Sorting by length would gain nothing, because sequences are laid end to end.
+    """
+    batches: list[range] = []
+    start = tokens = 0
+    for index, length in enumerate(lengths):
+        full = tokens + length > budget
+        other = kinds is not None and index > start and kinds[index] != kinds[start]
+        if index > start and (full or other):
+            batches.append(range(start, index))
+            start, tokens = index, 0
+        tokens += length
+    if lengths:
+        batches.append(range(start, len(lengths)))
+    return batches

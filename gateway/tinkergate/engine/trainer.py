@@ -1,0 +1,201 @@
+"""Training one adapter: forward, backward, optimizer step, state."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinkergate.engine.adapters import Adapters
+from tinkergate.engine.attention import PackedPlan
+from tinkergate.engine.base import BaseModel
+from tinkergate.engine.losses import (
+    TARGETS,
+    Example,
+    LossSettings,
+    LossSpec,
+    MetricTotals,
+    checked_loss,
+)
+from tinkergate.engine.optimizer import AdamSettings, AdamW, OptimizerState, check_like
+from tinkergate.engine.packing import pack
+from tinkergate_kernels import linear_logprob
+
+TOKENS_PER_MICRO_BATCH = 2048
+"""The default token budget: enough to keep two cores busy, little enough that the activations of
+a small model take about a gigabyte."""
+
+
+@dataclass(frozen=True)
+class ForwardBackwardResult:
+    """What forward_backward computed."""
+
+    logprobs: list[NDArray[np.float32]]
+    """For each example, in the shape of its target tokens."""
+    metrics: dict[str, float]
+    """By `name:reduction`; `loss:sum` is always there."""
+
+
+class TrainingState(NamedTuple):
+    """A copy of what a checkpoint holds."""
+
+    weights: dict[str, Tensor]
+    """The adapter's weights by their keys in a PEFT file."""
+    optimizer: OptimizerState
+
+
+class _Outcome(NamedTuple):
+    """What one micro-batch gave."""
+
+    logprobs: list[NDArray[np.float32]]
+    loss: float
+    metrics: dict[str, float]
+    gradients: list[Tensor] | None
+
+
+class Trainer:
+    """Trains one adapter. Gradients are kept here and not on the parameters, so trainers on one
+    base model cannot touch each other's. For the engine's thread.
+
+    A loss or gradient that is not finite is reported as it is: `loss:sum` says nan or inf, and the
+    gradient is added. The optimizer step refuses such a gradient and clears it.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        adapters: Adapters,
+        name: str,
+        *,
+        tokens_per_micro_batch: int = TOKENS_PER_MICRO_BATCH,
+    ) -> None:
+        self._base = base
+        self._adapters = adapters
+        self._name = name
+        self._budget = tokens_per_micro_batch
+        parameters = adapters.parameters(name)
+        self._parameters = [parameter for _, parameter in parameters]
+        self._optimizer = AdamW(parameters)
+        self._gradients: list[Tensor] | None = None
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps taken, those of a loaded optimizer included."""
+        return self._optimizer.steps
+
+    def forward_backward(
+        self,
+        examples: Sequence[Example],
+        loss_fn: str,
+        config: LossSettings,
+        *,
+        backward: bool,
+    ) -> Generator[None, None, ForwardBackwardResult]:
+        """Compute logprobs and the loss; with `backward`, add its gradient to those since the last
+        step. The work is in the generator, which yields between micro-batches. Until it returns,
+        nothing has changed: an exception, or closing it, leaves no trace.
+
+        Raises GatewayError at once for input that breaks the loss's rules.
+        """
+        spec = checked_loss(loss_fn, config, examples)
+        return self._forward_backward(examples, spec, config, backward)
+
+    def _forward_backward(
+        self, examples: Sequence[Example], spec: LossSpec, config: LossSettings, backward: bool
+    ) -> Generator[None, None, ForwardBackwardResult]:
+        lengths = [len(example.tokens) for example in examples]
+        widths = [example.inputs[TARGETS].shape[1:] for example in examples]
+        logprobs: list[NDArray[np.float32]] = []
+        totals = MetricTotals()
+        loss = 0.0
+        gradients: list[Tensor] | None = None
+        for number, batch in enumerate(pack(lengths, self._budget, kinds=widths)):
+            if number:
+                yield
+            outcome = self._micro_batch(examples[batch.start : batch.stop], spec, config, backward)
+            logprobs += outcome.logprobs
+            loss += outcome.loss
+            totals.add(outcome.metrics, len(batch))
+            gradients = _sum(gradients, outcome.gradients)
+        self._gradients = _sum(self._gradients, gradients)
+        return ForwardBackwardResult(logprobs, {"loss:sum": loss} | totals.result())
+
+    def _micro_batch(
+        self, examples: Sequence[Example], spec: LossSpec, config: LossSettings, backward: bool
+    ) -> _Outcome:
+        lengths = [len(example.tokens) for example in examples]
+        tokens = self._tensor([example.tokens for example in examples], np.int64)
+        targets = self._tensor([example.inputs[TARGETS] for example in examples], np.int64)
+        positions = self._tensor([np.arange(length) for length in lengths], np.int64)
+        inputs = self._loss_inputs(examples, spec)
+        with self._adapters.active(self._name), torch.set_grad_enabled(backward):
+            hidden = self._base.hidden(tokens, positions, PackedPlan(lengths))
+            weight, bias, lora = self._base.unembedding()
+            logprobs = linear_logprob(hidden, weight, targets, bias=bias, lora=lora)
+            loss, metrics = spec.function(logprobs, inputs, config)
+            gradients = torch.autograd.grad(loss, self._parameters) if backward else None
+        flat = logprobs.detach().cpu().numpy()
+        return _Outcome(
+            np.split(flat, np.cumsum(lengths[:-1])),
+            loss.item(),
+            metrics,
+            None if gradients is None else list(gradients),
+        )
+
+    def _loss_inputs(self, examples: Sequence[Example], spec: LossSpec) -> dict[str, Tensor]:
+        """Every input of the loss, laid end to end, with the defaults filled in."""
+        inputs = {}
+        for name in (*spec.required, *spec.optional):
+            arrays = [
+                example.inputs[name]
+                if name in example.inputs
+                else np.full(example.inputs[TARGETS].shape, spec.optional[name], np.float32)
+                for example in examples
+            ]
+            inputs[name] = self._tensor(arrays, np.float32)
+        return inputs
+
+    def _tensor(self, arrays: Sequence[NDArray[Any]], dtype: type[np.generic]) -> Tensor:
+        joined = np.concatenate(arrays, dtype=dtype, casting="same_kind")
+        return torch.from_numpy(joined).to(self._base.device)
+
+    def optim_step(self, settings: AdamSettings) -> dict[str, float]:
+        """Take one AdamW step with the gradients added up since the last one, and clear them.
+        Without any, the gradient is zero. Answers metrics: `grad_norm:mean`, before clipping.
+        Raises GatewayError, leaving the weights alone, if the gradient is not finite."""
+        gradients, self._gradients = self._gradients, None
+        if gradients is None:
+            gradients = [torch.zeros_like(p, requires_grad=False) for p in self._parameters]
+        return {"grad_norm:mean": self._optimizer.step(gradients, settings)}
+
+    def state(self) -> TrainingState:
+        """A copy of the weights and of the optimizer's state."""
+        weights = {key: p.detach().clone() for key, p in self._adapters.parameters(self._name)}
+        return TrainingState(weights, self._optimizer.state())
+
+    def load_state(self, weights: Mapping[str, Tensor], optimizer: OptimizerState | None) -> None:
+        """Replace the weights, go on from `optimizer` (None: from nothing), and clear the
+        gradients. Raises GatewayError, and changes nothing, if something does not fit the adapter:
+        its base model, rank or trained parts are others."""
+        parameters: dict[str, Tensor] = dict(self._adapters.parameters(self._name))
+        check_like("weights", dict(weights), parameters)
+        if optimizer is not None:
+            self._optimizer.check_state(optimizer)
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(weights[key])
+        self._optimizer.load_state(optimizer)
+        self._gradients = None
+
+
+def _sum(total: list[Tensor] | None, more: list[Tensor] | None) -> list[Tensor] | None:
+    """Gradients added up, in place; None means zero."""
+    if total is None or more is None:
+        return more if total is None else total
+    torch._foreach_add_(total, more)
+    return total
