@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tinkergate.engine.attention import ATTENTION, PackedPlan, Plan, Rule, using
-from tinkergate.errors import GatewayError, Kind, unsupported
-from tinkergate.v1 import ErrorReason
+from tinkergate.errors import ErrorReason, GatewayError, Kind, unsupported
 
 _PROBE_LENGTHS = (7, 5)
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
