@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tinkergate.errors import GatewayError, Kind
-from tinkergate.v1 import ErrorReason
+from tinkergate.errors import ErrorReason, GatewayError, Kind
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
