@@ -9,7 +9,6 @@ and servicer under its own name.
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -74,37 +73,35 @@ def package_text(files: list[Path]) -> str:
     return f"{HEADER}{''.join(imports)}\n__all__ = [\n{exported}]\n"
 
 
-def generate(target: Path) -> None:
-    """Write tinkergate/v1 into `target`, in place of what is there."""
+def generate() -> dict[str, str]:
+    """The text of every file of tinkergate/v1 by its name."""
     files = sorted((PROTO / PACKAGE).glob("*.proto"))
     services = [file for file in files if exported_names(file)[1]]
-    shutil.rmtree(target / PACKAGE, ignore_errors=True)
-    run_protoc(files, f"--python_out={target}", f"--mypy_out=quiet:{target}")
-    run_protoc(services, f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}")
-    (target / PACKAGE / "__init__.py").write_text(package_text(files))
+    with tempfile.TemporaryDirectory() as folder:
+        run_protoc(files, f"--python_out={folder}", f"--mypy_out=quiet:{folder}")
+        run_protoc(services, f"--grpc_python_out={folder}", f"--mypy_grpc_out=quiet:{folder}")
+        return contents(Path(folder) / PACKAGE) | {"__init__.py": package_text(files)}
 
 
 def contents(package: Path) -> dict[str, str]:
-    """The text of every generated file by its name."""
+    """The text of every file of a package by its name."""
     files = [*package.glob("*.py"), *package.glob("*.pyi")]
     return {file.name: file.read_text() for file in files}
 
 
-def stale_files() -> list[str]:
-    """The names of the checked-in files that are not what the contract generates."""
-    with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder))
-        fresh = contents(Path(folder) / PACKAGE)
-    found = contents(GATEWAY / PACKAGE)
-    return sorted(name for name in fresh | found if fresh.get(name) != found.get(name))
-
-
 def main() -> None:
+    package = GATEWAY / PACKAGE
+    fresh, found = generate(), contents(package)
+    stale = sorted(name for name in fresh | found if fresh.get(name) != found.get(name))
     if sys.argv[1:] == ["--check"]:
-        if stale := stale_files():
+        if stale:
             raise SystemExit(f"run `make proto`: not as generated are {', '.join(stale)}")
-    else:
-        generate(GATEWAY)
+        return
+    for name in stale:
+        if name in fresh:
+            (package / name).write_text(fresh[name])
+        else:
+            (package / name).unlink()
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no backend of that name."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 27
     """The call's deadline passed."""
+    ERROR_REASON_NOT_FINITE: _ErrorReason.ValueType  # 28
+    """The model's numbers are not finite any more: its weights have diverged."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason tells a program what went wrong. It is `reason` of the google.rpc.ErrorInfo detail
@@ -141,4 +143,6 @@ ERROR_REASON_BACKEND_NOT_FOUND: ErrorReason.ValueType  # 26
 """There is no backend of that name."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 27
 """The call's deadline passed."""
+ERROR_REASON_NOT_FINITE: ErrorReason.ValueType  # 28
+"""The model's numbers are not finite any more: its weights have diverged."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
