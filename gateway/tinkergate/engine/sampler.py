@@ -345,7 +345,7 @@ class Sampler:
         if not np.isfinite(logprob):
             raise GatewayError(
                 Kind.PRECONDITION,
-                ErrorReason.ERROR_REASON_INTERNAL,
+                ErrorReason.ERROR_REASON_NOT_FINITE,
                 "the model's logits are not finite numbers: its weights have diverged",
             )
         call = sequence.call
