@@ -65,7 +65,7 @@ class AdamW:
         if not math.isfinite(norm):
             raise GatewayError(
                 Kind.PRECONDITION,
-                ErrorReason.ERROR_REASON_UNSPECIFIED,
+                ErrorReason.ERROR_REASON_NOT_FINITE,
                 f"the gradient's norm is {norm}; no step was taken, and the gradient was cleared",
                 backend="local",
             )
