@@ -127,13 +127,13 @@ class Session:
         return Sampler(self._connection, Source(sampler_id=sampler.sampler_id))
 
     def finish(self, reason: str = "success", detail: str = "") -> None:
-        """End the session and unload its models, after what was submitted before has been sent.
-        `reason` is "success", "errored" or "interrupted". Finishing twice is no error. Raises
-        TinkergateError."""
+        """End the session and unload its models. `reason` is "success", which first waits until
+        everything submitted before is done, or "errored" or "interrupted", which do not. Finishing
+        twice is no error. Raises TinkergateError."""
         finish_reason = v1.FinishReason.Value(f"FINISH_REASON_{reason.upper()}")
-        self._ended.set()
         for model in self._models:
             model.close(drain=reason == "success")
+        self._ended.set()
         self._connection.call(
             self._connection.sessions.FinishSession,
             v1.FinishSessionRequest(

@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 
@@ -51,7 +51,8 @@ ModelRequest = (
     | UnloadModelRequest
 )
 Request = TypeVar("Request", bound=ModelRequest)
-Rpc = grpc.UnaryUnaryMultiCallable[Request, Operation]
+# In quotes: only grpc's stubs make the class generic.
+Rpc: TypeAlias = "grpc.UnaryUnaryMultiCallable[Request, Operation]"
 
 # Answers after which it is certain that the request took no place in the order.
 _REJECTIONS = (
@@ -87,6 +88,7 @@ class Submitter:
         self._model_id = model_id
         self._next_seq_id = next_seq_id
         self._returned_ids: list[int] = []  # a heap of ids below the next that nothing took
+        self._left_holes = False
         self._place_known = True
         # Bounded, so that a program that is faster than the gateway waits instead of piling up.
         self._waiting: queue.Queue[Submission | None] = queue.Queue(_MAX_WAITING)
@@ -109,18 +111,19 @@ class Submitter:
             self._waiting.put(submission)
         return submission
 
-    def close(self, *, drain: bool) -> None:
-        """Take nothing more. With `drain`, what waits is sent first; else it fails."""
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was submitted, and more may be."""
+        return self._thread is not None and not self._closed
+
+    def close(self) -> None:
+        """Take nothing more; what waits fails."""
         with self._lock:
             self._closed = True
-            thread = self._thread
-        if thread is None:
-            return
-        if not drain:
+            running = self._thread is not None
+        if running:
             self._fail_waiting(client_closed())
-        self._waiting.put(None)
-        if drain:
-            thread.join()
+            self._waiting.put(None)
 
     def _run(self) -> None:
         while (submission := self._waiting.get()) is not None:
@@ -138,11 +141,26 @@ class Submitter:
 
     def _send(self, submission: Submission) -> list[Operation]:
         if not self._place_known:
-            model = self._connection.call(
-                self._connection.models.GetModel, GetModelRequest(model_id=self._model_id)
-            ).model
-            self._next_seq_id, self._returned_ids = model.next_seq_id, []
-            self._place_known = True
+            self._find_place()
+        try:
+            return self._send_once(submission)
+        except FailedPrecondition as error:
+            # The gateway waits for a hole only for a while, then goes on after it.
+            if error.reason != "SEQUENCE_PASSED" or not self._left_holes:
+                raise
+        self._find_place()
+        return self._send_once(submission)
+
+    def _find_place(self) -> None:
+        """Ask the gateway which seq_id comes next."""
+        request = GetModelRequest(model_id=self._model_id)
+        model = self._connection.call(self._connection.models.GetModel, request).model
+        self._next_seq_id = model.next_seq_id
+        self._returned_ids = []
+        self._left_holes = False
+        self._place_known = True
+
+    def _send_once(self, submission: Submission) -> list[Operation]:
         for request in submission.requests:
             if not isinstance(request, UnloadModelRequest):
                 request.seq_id = self._take_id()
@@ -178,6 +196,7 @@ class Submitter:
         """Cancel the accepted chunks, and take back the ids of the others."""
         for index, request in enumerate(submission.requests):
             if index in operations:
+                self._left_holes = True
                 name = operations[index].name
                 try:
                     self._connection.call(

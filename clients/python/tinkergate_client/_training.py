@@ -212,8 +212,12 @@ class TrainingModel:
         return self._submit(self._connection.models.UnloadModel, [request], lambda _: None)
 
     def close(self, *, drain: bool) -> None:
-        """Submit nothing more; `drain` first sends what waits. The session does this at its end."""
-        self._submitter.close(drain=drain)
+        """Submit nothing more; `drain` first waits until everything submitted before is done. The
+        session does this at its end."""
+        if drain and self._submitter.is_used:
+            # Fails if the model is unloaded already, or gone with its session: nothing to wait for.
+            self.unload().exception()
+        self._submitter.close()
 
     def _submit(
         self,
