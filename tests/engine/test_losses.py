@@ -1,0 +1,98 @@
+"""Losses and their rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tinkergate.engine.losses import LOSSES, Example, MetricTotals, checked_loss
+from tinkergate.errors import GatewayError, Kind
+
+
+def example(count: int = 3, **inputs: NDArray[Any]) -> Example:
+    defaults = {"target_tokens": np.zeros(count, np.int64)}
+    return Example(np.zeros(count, np.int64), defaults | inputs)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+def test_cross_entropy_and_its_gradient(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logprobs = -torch.rand(shape, generator=generator).requires_grad_()
+    weights = torch.randn(shape, generator=generator)
+    loss, metrics = LOSSES["cross_entropy"].function(logprobs, {"weights": weights}, {})
+    assert loss.item() == pytest.approx(-(weights.double() * logprobs.double()).sum().item())
+    assert metrics == {}
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert torch.equal(gradient, -weights)
+
+
+def test_what_is_in_order_is_let_through() -> None:
+    two = np.zeros((3, 2), np.int64)
+    for good in (
+        example(),
+        example(weights=np.ones(3, np.float32)),
+        example(target_tokens=two, weights=np.ones((3, 2), np.float32)),
+        example(target_tokens=two),
+    ):
+        assert checked_loss("cross_entropy", {}, [good]) is LOSSES["cross_entropy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "bad", "field", "told"),
+    [
+        ("entropy", {}, example(), "loss_fn", "is 'entropy'; must be one of cross_entropy"),
+        ("cross_entropy", {"beta": 1.0}, example(), "loss_fn_config['beta']", "not a setting"),
+        (
+            "cross_entropy",
+            {},
+            example(advantages=np.ones(3, np.float32)),
+            "data[1].loss_fn_inputs['advantages']",
+            "not an input of cross_entropy",
+        ),
+        (
+            "cross_entropy",
+            {},
+            Example(np.zeros(3, np.int64), {}),
+            "data[1].loss_fn_inputs['target_tokens']",
+            "is missing",
+        ),
+        (
+            "cross_entropy",
+            {},
+            example(target_tokens=np.zeros(2, np.int64)),
+            "data[1].loss_fn_inputs['target_tokens']",
+            "has shape [2]; must be [3] or [3, K]",
+        ),
+        (
+            "cross_entropy",
+            {},
+            example(weights=np.ones((3, 2), np.float32)),
+            "data[1].loss_fn_inputs['weights']",
+            "has shape [3, 2]; must be that of target_tokens, [3]",
+        ),
+        ("cross_entropy", {}, example(0), "data[1].model_input", "has no tokens"),
+    ],
+)
+def test_what_is_not_is_refused_with_field_and_rule(
+    name: str, settings: dict[str, float], bad: Example, field: str, told: str
+) -> None:
+    with pytest.raises(GatewayError) as caught:
+        checked_loss(name, settings, [example(), bad])
+    assert caught.value.kind is Kind.INVALID
+    [violation] = caught.value.violations
+    assert violation.field == field
+    assert told in violation.description
+
+
+def test_metrics_are_put_together_by_their_reduction() -> None:
+    totals = MetricTotals()
+    totals.add({"a:sum": 1.0, "b:mean": 2.0, "c:min": 3.0, "d:max": 4.0}, examples=1)
+    totals.add({"a:sum": 2.0, "b:mean": 6.0, "c:min": 5.0, "d:max": 1.0}, examples=3)
+    assert totals.result() == {"a:sum": 3.0, "b:mean": 5.0, "c:min": 3.0, "d:max": 4.0}
+    totals.add({"e:median": 1.0}, examples=1)
+    with pytest.raises(ValueError, match="median"):
+        totals.result()
