@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
@@ -170,3 +172,11 @@ def test_a_bad_flag_is_named_as_a_flag():
 
 def test_keys_are_not_shown():
     assert "secret" not in repr(load_config({}, environment={"TINKERGATE_API_KEY": "secret"}))
+
+
+def test_the_page_of_settings_is_that_of_the_code():
+    script = Path(__file__).parents[1] / "scripts" / "generate_settings.py"
+    checked = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stderr

@@ -13,16 +13,9 @@ from tinkergate.ingress.grpc.settings import TlsFiles
 from tinkergate.ingress.grpc.tls import server_credentials
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
-    folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
-    issued = authority.issue_cert("localhost", "127.0.0.1")
-    issued.private_key_pem.write_to_path(folder / "key.pem")
-    for blob in issued.cert_chain_pems:
-        blob.write_to_path(folder / "cert.pem", append=True)
-    authority.cert_pem.write_to_path(folder / "ca.pem")
-    return TlsFiles(folder / "cert.pem", folder / "key.pem", folder / "ca.pem")
+@pytest.fixture
+def files(certificates) -> TlsFiles:
+    return TlsFiles(certificates.cert, certificates.key, certificates.ca)
 
 
 def refusal(files: TlsFiles) -> str:
