@@ -78,6 +78,8 @@ class Renderer:
                 np.asarray(answer["input_ids"], dtype=np.int64),
                 np.asarray(answer["assistant_masks"], dtype=np.bool_),
             )
+        if messages[0]["role"] == "assistant":
+            raise RenderingError("messages[0].role: is 'assistant'; somebody else must begin")
         whole = self._render(messages)
         spans = []
         for index, message in enumerate(messages):
