@@ -218,7 +218,7 @@ def result_expired(operation: Operation) -> OperationFailed:
     """The operation was done, and its result is no longer kept."""
     error = OperationFailed(
         f"operation {operation.name} is done, but its result is no longer kept",
-        code=grpc.StatusCode.NOT_FOUND,
+        code=grpc.StatusCode.FAILED_PRECONDITION,
         reason="RESULT_EXPIRED",
     )
     error.operation = operation.name
