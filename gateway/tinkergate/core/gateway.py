@@ -1,55 +1,208 @@
-"""The gateway put together from its parts."""
+"""The gateway put together from its parts, started and stopped."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 
+from tinkergate import __version__
 from tinkergate.backends.base import Backend
+from tinkergate.core.admission import Admission, shutting_down
+from tinkergate.core.background import Background
+from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.checkpoints import Checkpoints
+from tinkergate.core.clock import Clock
 from tinkergate.core.models import Models
+from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.operations import Operations
+from tinkergate.core.outcomes import Outcomes
+from tinkergate.core.router import Router
 from tinkergate.core.samplers import Samplers
 from tinkergate.core.sampling import Sampling
 from tinkergate.core.scoring import Scoring
 from tinkergate.core.sessions import Sessions
 from tinkergate.core.settings import CoreSettings
+from tinkergate.core.sources import Sources
 from tinkergate.core.training import Training
+from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import Store
-from tinkergate.v1 import GetCapabilitiesResponse
+from tinkergate.v1 import ErrorReason, GetCapabilitiesResponse, Limits
+
+STOP_SECONDS = 5.0
+"""How long work that was asked to stop is waited for."""
+
+_log = logging.getLogger(__name__)
 
 
 class Gateway:
     """What every door speaks to: parts with one method an RPC, which take the request message,
     answer the response message and raise nothing but `GatewayError`. All methods run on the event
-    loop that `start` ran on. Requests are handed over: the caller does not change them afterwards,
-    nor the responses."""
-
-    sessions: Sessions
-    models: Models
-    training: Training
-    operations: Operations
-    samplers: Samplers
-    sampling: Sampling
-    scoring: Scoring
-    checkpoints: Checkpoints
+    loop that `start` ran on. Requests are handed over: the caller does not use them afterwards.
+    Responses are shared: the caller does not change them."""
 
     def __init__(
         self,
         backends: Sequence[Backend],
         store: Store,
-        settings: CoreSettings,
+        settings: CoreSettings | None = None,
         default_model: str = "",
+        clock: Clock | None = None,
     ) -> None:
-        raise NotImplementedError
+        """`backends` in the order of preference; `default_model` is the base model that clients
+        may offer first. The gateway opens and closes backends and store."""
+        settings = settings or CoreSettings()
+        clock = clock or Clock()
+        self._settings = settings
+        self._store = store
+        self._default_model = default_model
+        self._background = Background()
+        self._reaper: asyncio.Task[None] | None = None
+        self._admission = Admission(settings, store)
+        self._router = Router(backends)
+        self._table = OperationTable(settings, store, clock)
+        self._registry = CheckpointRegistry(store, clock)
+
+        self.sessions = Sessions(settings, store, clock, self._admission)
+        self.models = Models(
+            settings,
+            store,
+            clock,
+            self._admission,
+            self._router,
+            self.sessions,
+            self._table,
+            self._registry,
+            self._background,
+        )
+        self.samplers = Samplers(
+            self._admission, self._router, self.sessions, self._registry, self._background
+        )
+        self.training = Training(
+            clock,
+            self._admission,
+            self.sessions,
+            self.models,
+            self._table,
+            Outcomes(self.models, self.samplers, self._registry),
+        )
+        self.operations = Operations(settings, self._table, self.sessions)
+        sources = Sources(self._router, self.samplers, self._registry)
+        self.sampling = Sampling(settings, clock, self._admission, self.sessions, sources)
+        self.scoring = Scoring(settings, self._admission, self.sessions, sources)
+        self.checkpoints = Checkpoints(
+            settings, clock, self._admission, self._router, self.sessions, self._registry
+        )
 
     async def start(self) -> None:
-        """Open the store, start the backends, and take up what an earlier run left."""
-        raise NotImplementedError
+        """Open the store, start the backends, and take up what an earlier run left: its sessions
+        have expired, its models are lost, its unfinished operations have failed, and its results
+        and checkpoints are there. If it fails, whatever was opened is closed again."""
+        await asyncio.to_thread(self._store.open)
+        started: list[Backend] = []
+        try:
+            await self._restore()
+            for backend in self._router.backends:
+                await backend.start()
+                started.append(backend)
+            await self._router.refresh()
+            for backend in self._router.backends:
+                self._registry.reconcile(
+                    backend.name,
+                    await backend.checkpoints(),
+                    complete=self._router.holds_its_own_checkpoints(backend),
+                )
+        except BaseException:
+            for backend in reversed(started):
+                await backend.close()
+            await asyncio.to_thread(self._store.close)
+            raise
+        self._reaper = asyncio.create_task(self._reap_for_ever(), name="reaper")
+
+    async def _restore(self) -> None:
+        contents = await asyncio.to_thread(self._store.load)
+        self.sessions.restore(contents.sessions)
+        self.models.restore(contents.models)
+        self._registry.restore(contents.checkpoints)
+        self._table.restore(contents.operations, _lost())
 
     async def close(self, grace: float) -> None:
-        """Refuse new work, give running operations `grace` seconds, then let go of everything."""
-        raise NotImplementedError
+        """Refuse new work, give what is running `grace` seconds to end, stop the rest, then let go
+        of everything. Waiting, looking and heartbeats go on until the end."""
+        self._admission.close()
+        await self._drain(grace)
+        self.models.abandon_all(shutting_down())
+        self.sampling.stop_all(shutting_down())
+        self.scoring.stop_all(shutting_down())
+        await self._drain(STOP_SECONDS)
+        self._table.fail_unfinished(shutting_down())
+        if self._reaper is not None:
+            self._reaper.cancel()
+            await asyncio.wait([self._reaper])
+        for backend in self._router.backends:
+            try:
+                await backend.close()
+            except Exception:
+                _log.exception("backend %s did not close well", backend.name)
+        await asyncio.to_thread(self._store.close)
+
+    async def _drain(self, seconds: float) -> None:
+        """Wait until nothing is running, at most `seconds`."""
+        work = (
+            self.models.idle(),
+            self.sampling.idle(),
+            self.scoring.idle(),
+            self._background.join(),
+        )
+        tasks = [asyncio.ensure_future(each) for each in work]
+        _, unfinished = await asyncio.wait(tasks, timeout=seconds)
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
 
     async def capabilities(self) -> GetCapabilitiesResponse:
-        """What the backends do and which bounds the gateway sets."""
-        raise NotImplementedError
+        """What the backends do, which base models they serve, and the gateway's bounds."""
+        await self._router.refresh()
+        settings = self._settings
+        limits = Limits(
+            max_message_bytes=settings.max_message_bytes,
+            chunk_datums=settings.chunk_datums,
+            chunk_bytes=settings.chunk_bytes,
+            max_queued_operations=settings.max_queued_operations,
+            result_byte_budget=settings.result_byte_budget,
+        )
+        for field in ("result_retention", "max_wait", "gap_timeout"):
+            getattr(limits, field).FromNanoseconds(round(getattr(settings, field) * 1e9))
+        return GetCapabilitiesResponse(
+            gateway_version=__version__,
+            backends=[backend.capabilities() for backend in self._router.backends],
+            models=self._router.models,
+            default_model=self._default_model,
+            limits=limits,
+        )
+
+    async def reap(self) -> None:
+        """End and forget whatever has been kept long enough."""
+        self.sessions.reap()
+        self._table.reap()
+        self.sampling.reap()
+        await self.checkpoints.reap()
+
+    async def _reap_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.reap_interval)
+            try:
+                await self.reap()
+            except Exception:
+                _log.exception("reaping failed")
+
+
+def _lost() -> GatewayError:
+    """What becomes of operations that an earlier run of the gateway did not finish."""
+    return GatewayError(
+        Kind.UNAVAILABLE,
+        ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE,
+        "the gateway was restarted before the operation was done, and its model is gone; create a "
+        "model from the last checkpoint and go on from there",
+    )

@@ -1,33 +1,393 @@
-"""Models: creating, looking up, unloading."""
+"""ModelService: making models, looking at them, unloading them."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+from tinkergate.backends.base import Backend, ModelFacts, ModelSpec
+from tinkergate.core.admission import Admission
+from tinkergate.core.background import Background
+from tinkergate.core.checkpoint_registry import CheckpointRegistry
+from tinkergate.core.clock import Clock, set_time
+from tinkergate.core.faults import as_gateway_error
+from tinkergate.core.identity import conflict, request_hash
+from tinkergate.core.ids import model_id, operation_name, session_of
+from tinkergate.core.model_entry import LiveModel, ModelEntry
+from tinkergate.core.operation_table import OperationTable, Record
+from tinkergate.core.paging import page
+from tinkergate.core.router import Route, Router
+from tinkergate.core.sequencer import Sequencer
+from tinkergate.core.sessions import Sessions
+from tinkergate.core.settings import CoreSettings
+from tinkergate.core.unloading import UnloadTurn
+from tinkergate.core.validation.facts import Facts
+from tinkergate.core.validation.models import ADAMW, check_create_model, check_model_config
+from tinkergate.errors import GatewayError, Kind, cancelled, invalid_field
+from tinkergate.store import ModelRow, Store
 from tinkergate.v1 import (
+    CheckpointSource,
     CreateModelRequest,
+    CreateModelResult,
+    ErrorReason,
     GetModelRequest,
     GetModelResponse,
     ListModelsRequest,
     ListModelsResponse,
+    LoraConfig,
+    Model,
+    ModelState,
     Operation,
+    OperationKind,
+    OptimizerConfig,
     UnloadModelRequest,
+    UnloadModelResult,
 )
 
 
 class Models:
-    """Models: creating, looking up, unloading."""
+    """All models: those that a backend has, and those that are only remembered."""
+
+    def __init__(
+        self,
+        settings: CoreSettings,
+        store: Store,
+        clock: Clock,
+        admission: Admission,
+        router: Router,
+        sessions: Sessions,
+        table: OperationTable,
+        registry: CheckpointRegistry,
+        background: Background,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._admission = admission
+        self._router = router
+        self._sessions = sessions
+        self._table = table
+        self._registry = registry
+        self._background = background
+        self._entries: dict[str, ModelEntry] = {}
+        self._live: dict[str, LiveModel] = {}
+        self._next_number = 1
+        sessions.on_end.append(self._session_ended)
+        sessions.on_forget.append(self._session_forgotten)
 
     async def create(self, request: CreateModelRequest) -> Operation:
         """Answer CreateModel."""
-        raise NotImplementedError
+        check_create_model(request)
+        identity = _create_identity(request)
+        hashed = request_hash(request) if identity else b""
+        known = self._table.repeated(identity, hashed) if identity else None
+        if known is None:
+            self._sessions.require_active(request.session_id)
+            self._admission.check()
+            route, source = await self._route(request)
+            check_model_config(request.lora_config, request.optimizer_config, route.facts.abilities)
+            # Others ran while the route was looked up.
+            known = self._table.repeated(identity, hashed) if identity else None
+        if known is not None:
+            self._sessions.heard(request.session_id)
+            return known.fill(Operation())
+        self._sessions.require_active(request.session_id)
+        return self._make(request, route, source, identity, hashed).fill(Operation())
+
+    async def _route(self, request: CreateModelRequest) -> tuple[Route, CheckpointSource | None]:
+        if request.WhichOneof("source") == "base_model":
+            return await self._router.route_to_train(request.base_model, request.backend), None
+        entry = self._registry.require(request.checkpoint.path)
+        held_by = entry.message.backend
+        if request.backend not in ("", held_by):
+            raise invalid_field(
+                "backend", f'is "{request.backend}"; the checkpoint is on "{held_by}"'
+            )
+        entry.check_optimizer(request.checkpoint.with_optimizer)
+        route = await self._router.route_to_train(entry.message.base_model, held_by)
+        return route, request.checkpoint
+
+    def _make(
+        self,
+        request: CreateModelRequest,
+        route: Route,
+        source: CheckpointSource | None,
+        identity: str,
+        hashed: bytes,
+    ) -> Record:
+        """Have the backend make the model."""
+        new_id = self._new_id(request)
+        backend = route.backend
+        optimizer = OptimizerConfig()
+        optimizer.CopyFrom(request.optimizer_config)
+        optimizer.type = optimizer.type or ADAMW
+        message = Model(
+            model_id=new_id,
+            session_id=request.session_id,
+            base_model=route.model.name,
+            backend=backend.name,
+            state=ModelState.MODEL_STATE_CREATING,
+            lora_config=request.lora_config,
+            optimizer_config=optimizer,
+            user_metadata=request.user_metadata,
+            tokenizer_id=route.model.tokenizer_id,
+            vocab_size=route.facts.vocab_size,
+            max_context_length=route.facts.max_context_length,
+        )
+        set_time(message.create_time, self._clock.now())
+        set_time(message.last_request_time, self._clock.now())
+        entry = ModelEntry(self._next_number, message)
+        self._next_number += 1
+        self._entries[new_id] = entry
+        self._sessions.note_model(request.session_id, new_id)
+        self._store.insert(
+            ModelRow,
+            model_id=new_id,
+            number=entry.number,
+            session_id=request.session_id,
+            state=message.state,
+            message=message.SerializeToString(),
+        )
+        record = self._table.add(
+            name=operation_name(new_id, "create"),
+            kind=OperationKind.OPERATION_KIND_CREATE_MODEL,
+            model_id=new_id,
+            identity=identity,
+            request_hash=hashed,
+        )
+        depth = backend.capabilities().pipeline_depth
+        sequencer = Sequencer(new_id, depth, self._settings, self._admission)
+        live = LiveModel(entry, route, sequencer, record)
+        self._live[new_id] = live
+        spec = ModelSpec(
+            model_id=new_id,
+            base_model=route.model.name,
+            lora_config=request.lora_config if source is None else LoraConfig(),
+            optimizer_config=optimizer,
+            checkpoint=source,
+            user_metadata=dict(request.user_metadata),
+        )
+        self._table.start(record)
+        record.cancel = partial(_cancel_making, live, cancelled())
+        live.making = asyncio.get_running_loop().create_task(_made(backend, spec))
+        live.making.add_done_callback(partial(self._making_ended, live))
+        return record
+
+    def _new_id(self, request: CreateModelRequest) -> str:
+        session_id = request.session_id
+        if request.HasField("model_seq_id"):
+            new_id = model_id(session_id, request.model_seq_id)
+            if new_id in self._entries:
+                raise conflict(f"model_seq_id {request.model_seq_id} of session {session_id!r}")
+            return new_id
+        number = 0
+        while (new_id := model_id(session_id, number)) in self._entries:
+            number += 1
+        return new_id
+
+    def _making_ended(self, live: LiveModel, making: asyncio.Task[ModelFacts]) -> None:
+        error: GatewayError | None = None
+        if making.cancelled():
+            error = live.making_error or cancelled()
+        elif (fault := making.exception()) is not None:
+            error = as_gateway_error(fault, "making a model")
+        if error is not None:
+            self._leave(live, ModelState.MODEL_STATE_FAILED)
+            self._table.fail(live.create_record, error)
+            live.sequencer.abandon(live.entry.not_ready())
+            return
+        facts = making.result()
+        message = live.entry.message
+        message.lora_config.CopyFrom(facts.lora_config)
+        message.tokenizer_id = facts.tokenizer_id
+        message.arch = facts.arch
+        message.vocab_size = facts.vocab_size
+        message.max_context_length = facts.max_context_length
+        message.optimizer_steps = facts.optimizer_steps
+        message.notes.extend(facts.notes)
+        live.facts = Facts(live.facts.abilities, facts.vocab_size, facts.max_context_length)
+        self.note_state(live.entry, ModelState.MODEL_STATE_READY)
+        self._table.succeed(live.create_record, CreateModelResult(model_id=live.entry.model_id))
+        live.sequencer.open()
+        if live.making_error is not None:
+            # It was to be cancelled, but was made all the same.
+            self._close(live, live.making_error)
+
+    def note_state(self, entry: ModelEntry, state: ModelState.ValueType | None = None) -> None:
+        """Have the store follow the model; `state` is a new one."""
+        if state is not None:
+            entry.message.state = state
+        self._store.update(
+            ModelRow,
+            entry.model_id,
+            state=entry.state,
+            message=entry.message.SerializeToString(),
+        )
 
     async def get(self, request: GetModelRequest) -> GetModelResponse:
-        """Answer GetModel."""
-        raise NotImplementedError
+        """Answer GetModel. Raises NOT_FOUND."""
+        entry = self.require(request.model_id)
+        self._sessions.heard(entry.message.session_id)
+        return GetModelResponse(model=self._render(entry))
 
     async def list(self, request: ListModelsRequest) -> ListModelsResponse:
         """Answer ListModels."""
-        raise NotImplementedError
+        chosen, token = page(
+            (
+                entry
+                for entry in reversed(self._entries.values())
+                if request.session_id in ("", entry.message.session_id)
+                and request.state in (ModelState.MODEL_STATE_UNSPECIFIED, entry.state)
+            ),
+            request.page_size,
+            request.page_token,
+        )
+        return ListModelsResponse(
+            models=[self._render(entry) for entry in chosen], next_page_token=token
+        )
+
+    def _render(self, entry: ModelEntry) -> Model:
+        live = self._live.get(entry.model_id)
+        return entry.render(0 if live is None else live.sequencer.next_seq)
+
+    def require(self, wanted: str) -> ModelEntry:
+        """The model of that id. Raises NOT_FOUND."""
+        entry = self._entries.get(wanted)
+        if entry is None:
+            raise GatewayError(
+                Kind.NOT_FOUND,
+                ErrorReason.ERROR_REASON_MODEL_NOT_FOUND,
+                f"there is no model {wanted!r}",
+            )
+        return entry
+
+    def require_live(self, wanted: str) -> LiveModel:
+        """The model of that id, which takes operations. Raises NOT_FOUND or PRECONDITION."""
+        live = self._live.get(wanted)
+        if live is None or live.closing:
+            raise self.require(wanted).not_ready()
+        return live
 
     async def unload(self, request: UnloadModelRequest) -> Operation:
-        """Answer UnloadModel."""
-        raise NotImplementedError
+        """Answer UnloadModel. A repeat answers the same operation. Raises NOT_FOUND."""
+        entry = self.require(request.model_id)
+        self._sessions.heard(entry.message.session_id)
+        name = operation_name(entry.model_id, "unload")
+        record = self._table.find(name)
+        if record is None:
+            record = self._table.add(
+                name=name,
+                kind=OperationKind.OPERATION_KIND_UNLOAD_MODEL,
+                model_id=entry.model_id,
+            )
+            live = self._live.get(entry.model_id)
+            if live is None:
+                # There is nothing left to free.
+                self._table.succeed(record, UnloadModelResult(model_id=entry.model_id))
+            elif live.closing:
+                live.unload_record = record
+            else:
+                live.closing = True
+                live.unload_record = record
+                live.sequencer.place_last(UnloadTurn(live, record, self._table, self.unloaded))
+        return record.fill(Operation())
+
+    def _session_ended(self, session_id: str) -> None:
+        """The session's models are unloaded, behind the caller's back."""
+        error = GatewayError(
+            Kind.PRECONDITION,
+            ErrorReason.ERROR_REASON_SESSION_ENDED,
+            f"session {session_id!r} ended before the operation ran",
+        )
+        for live in list(self._live.values()):
+            if live.entry.message.session_id == session_id:
+                if live.entry.state == ModelState.MODEL_STATE_CREATING:
+                    live.closing = True
+                    _cancel_making(live, error)
+                else:
+                    self._close(live, error)
+
+    def _close(self, live: LiveModel, error: GatewayError) -> None:
+        """Unload a model now, failing what waits with `error`."""
+        live.closing = True
+        live.sequencer.abandon(error)
+        self._background.run(self._unload_when_idle(live), f"unloading {live.entry.model_id}")
+
+    async def _unload_when_idle(self, live: LiveModel) -> None:
+        await live.sequencer.idle()
+        if live.entry.model_id not in self._live:
+            return
+        try:
+            await live.route.backend.unload_model(live.entry.model_id)
+        except GatewayError as error:
+            if live.unload_record is not None:
+                self._table.fail(live.unload_record, error)
+            raise
+        self.unloaded(live)
+
+    def unloaded(self, live: LiveModel) -> None:
+        """The backend has let go of the model."""
+        self._leave(live, ModelState.MODEL_STATE_UNLOADED)
+        if live.unload_record is not None:
+            result = UnloadModelResult(model_id=live.entry.model_id)
+            self._table.succeed(live.unload_record, result)
+
+    def _leave(self, live: LiveModel, state: ModelState.ValueType) -> None:
+        self._live.pop(live.entry.model_id, None)
+        self.note_state(live.entry, state)
+
+    def abandon_all(self, error: GatewayError) -> None:
+        """The gateway stops: fail whatever waits."""
+        for live in list(self._live.values()):
+            live.closing = True
+            if live.entry.state == ModelState.MODEL_STATE_CREATING:
+                _cancel_making(live, error)
+            live.sequencer.abandon(error, stop_running=True)
+
+    async def idle(self) -> None:
+        """Wait until no model is being made and no operation runs or waits."""
+        for live in list(self._live.values()):
+            if live.making is not None:
+                await asyncio.wait([live.making])
+            await live.sequencer.idle()
+
+    def _session_forgotten(self, session_id: str) -> None:
+        gone = [e for e in self._entries.values() if e.message.session_id == session_id]
+        self._table.forget_models(entry.model_id for entry in gone)
+        for entry in gone:
+            del self._entries[entry.model_id]
+            self._store.delete(ModelRow, entry.model_id)
+
+    def restore(self, rows: Sequence[ModelRow]) -> None:
+        """Take up what an earlier run of the gateway left: none of it is in memory any more."""
+        gone = (ModelState.MODEL_STATE_CREATING, ModelState.MODEL_STATE_READY)
+        for row in rows:
+            entry = ModelEntry(row.number, Model.FromString(row.message))
+            self._entries[row.model_id] = entry
+            self._next_number = row.number + 1
+            self._sessions.note_model(session_of(row.model_id), row.model_id)
+            if entry.state in gone:
+                self.note_state(entry, ModelState.MODEL_STATE_LOST)
+
+
+def _create_identity(request: CreateModelRequest) -> str:
+    """What makes a repeat the same operation; empty if nothing does."""
+    if request.HasField("model_seq_id"):
+        return f"model_seq_id {request.model_seq_id} of session {request.session_id!r}"
+    if request.request_id:
+        return f"request_id {request.request_id!r} of session {request.session_id!r}"
+    return ""
+
+
+async def _made(backend: Backend, spec: ModelSpec) -> ModelFacts:
+    return await backend.create_model(spec)
+
+
+def _cancel_making(live: LiveModel, error: GatewayError) -> bool:
+    """Stop the making of a model, to fail with `error`."""
+    if live.making is None or live.making.done():
+        return False
+    live.making_error = live.making_error or error
+    live.making.cancel()
+    return True

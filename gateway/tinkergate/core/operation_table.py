@@ -174,9 +174,13 @@ class OperationTable:
         """All records."""
         return reversed(self._records.values())
 
+    def find(self, name: str) -> Record | None:
+        """The record of that name, if there is one."""
+        return self._records.get(name)
+
     def require(self, name: str) -> Record:
         """The record of that name. Raises NOT_FOUND."""
-        record = self._records.get(name)
+        record = self.find(name)
         if record is None:
             raise GatewayError(
                 Kind.NOT_FOUND,
@@ -202,8 +206,9 @@ class OperationTable:
         seq_id: int | None = None,
         identity: str = "",
         request_hash: bytes = b"",
+        parked: bool = False,
     ) -> Record:
-        """A new record, queued."""
+        """A new record, queued or parked."""
         record = Record(
             name=name,
             number=self._next_number,
@@ -214,6 +219,8 @@ class OperationTable:
             request_hash=request_hash,
             create_time=self._clock.now(),
         )
+        if parked:
+            record.state = OperationState.OPERATION_STATE_PARKED
         self._next_number += 1
         self._records[name] = record
         if identity:
@@ -240,7 +247,9 @@ class OperationTable:
             record.start_time = self._clock.now()
 
     def succeed(self, record: Record, result: Message) -> None:
-        """The operation is done. `result` is copied."""
+        """The operation is done. `result` is copied. What has ended before stays as it is."""
+        if record.done:
+            return
         record.state = OperationState.OPERATION_STATE_SUCCEEDED
         answer = self._end(record)
         held: Message = getattr(answer.operation, RESULTS[record.kind])
@@ -263,7 +272,10 @@ class OperationTable:
         self._keep(record)
 
     def fail(self, record: Record, error: GatewayError) -> None:
-        """The operation has failed, or was cancelled if that is the kind of `error`."""
+        """The operation has failed, or was cancelled if that is the kind of `error`. What has
+        ended before stays as it is."""
+        if record.done:
+            return
         record.state = (
             OperationState.OPERATION_STATE_CANCELLED
             if error.kind is Kind.CANCELLED
@@ -335,6 +347,12 @@ class OperationTable:
         held.SetInParent()
         record.answer = answer
         record.fill(answer.operation)
+
+    def fail_unfinished(self, error: GatewayError) -> None:
+        """The gateway stops: fail whatever is not done."""
+        for record in self._records.values():
+            if not record.done:
+                self.fail(record, error)
 
     def reap(self) -> None:
         """Drop results and records that are kept long enough."""

@@ -196,6 +196,11 @@ class Sessions:
         self.heard(session_id)
         return entry
 
+    def is_active(self, session_id: str) -> bool:
+        """Whether there is such a session and it is in use."""
+        entry = self._entries.get(session_id)
+        return entry is not None and entry.active
+
     def heard(self, session_id: str) -> None:
         """A call of the session has come in. Unknown and ended sessions are no error."""
         entry = self._entries.get(session_id)
@@ -219,8 +224,10 @@ class Sessions:
             self.heard(session_id)
 
     def note_model(self, session_id: str, model_id: str) -> None:
-        """The session has a new model."""
-        self._entries[session_id].message.model_ids.append(model_id)
+        """The session has this model; noting it twice is no error."""
+        model_ids = self._entries[session_id].message.model_ids
+        if model_id not in model_ids:
+            model_ids.append(model_id)
 
     def note_sampler(self, session_id: str, sampler_id: str) -> None:
         """The session has a new sampler."""

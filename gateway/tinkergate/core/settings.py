@@ -65,7 +65,7 @@ class CoreSettings:
     """After how long without any call a session expires."""
     history_retention: float = 30 * 86_400.0
     """How long ended sessions and their models are remembered."""
-    reap_interval: float = 1.0
+    reap_interval: float = 5.0
     """How often the core looks for what has expired."""
 
     max_import_bytes: int = 8 << 30

@@ -1,14 +1,155 @@
-"""The training requests of a model: checked, given a place, and handed to the backend in order."""
+"""TrainingService: the requests of a model, checked, given a place, and handed over in order."""
 
 from __future__ import annotations
 
-from tinkergate.backends.base import TrainingRequest
-from tinkergate.v1 import Operation
+from functools import partial
+
+from tinkergate.backends.base import OnStart, Submission, TrainingRequest, TrainingResult
+from tinkergate.core.admission import Admission
+from tinkergate.core.clock import Clock, set_time
+from tinkergate.core.identity import request_hash
+from tinkergate.core.ids import operation_name
+from tinkergate.core.model_entry import LiveModel
+from tinkergate.core.models import Models
+from tinkergate.core.operation_table import OperationTable, Record
+from tinkergate.core.outcomes import Outcome, Outcomes
+from tinkergate.core.sequencer import Turn
+from tinkergate.core.sessions import Sessions
+from tinkergate.core.validation.training import check_training_request
+from tinkergate.errors import GatewayError
+from tinkergate.v1 import (
+    ForwardBackwardRequest,
+    ForwardRequest,
+    LoadStateRequest,
+    Operation,
+    OperationKind,
+    OperationState,
+    OptimStepRequest,
+    SaveStateRequest,
+    SaveWeightsForSamplerRequest,
+)
+
+KINDS: dict[type, OperationKind.ValueType] = {
+    ForwardRequest: OperationKind.OPERATION_KIND_FORWARD,
+    ForwardBackwardRequest: OperationKind.OPERATION_KIND_FORWARD_BACKWARD,
+    OptimStepRequest: OperationKind.OPERATION_KIND_OPTIM_STEP,
+    SaveStateRequest: OperationKind.OPERATION_KIND_SAVE_STATE,
+    LoadStateRequest: OperationKind.OPERATION_KIND_LOAD_STATE,
+    SaveWeightsForSamplerRequest: OperationKind.OPERATION_KIND_SAVE_WEIGHTS_FOR_SAMPLER,
+}
 
 
 class Training:
-    """The six training RPCs."""
+    """The six RPCs of TrainingService, which differ in the request only."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        admission: Admission,
+        sessions: Sessions,
+        models: Models,
+        table: OperationTable,
+        outcomes: Outcomes,
+    ) -> None:
+        self._clock = clock
+        self._admission = admission
+        self._sessions = sessions
+        self._models = models
+        self._table = table
+        self._outcomes = outcomes
 
     async def submit(self, request: TrainingRequest) -> Operation:
-        """Accept a request: valid, and its place in the model's order fixed."""
-        raise NotImplementedError
+        """Accept a request: when this returns it is valid, and its place in the model's order is
+        fixed. A refused request takes nothing, so the caller may send a better one under the same
+        seq_id. Never waits, so that nothing comes between the checks and the place."""
+        entry = self._models.require(request.model_id)
+        self._sessions.heard(entry.message.session_id)
+        identity = _identity(request)
+        hashed = request_hash(request) if identity else b""
+        if identity:
+            known = self._table.repeated(identity, hashed)
+            if known is not None:
+                return known.fill(Operation())
+        self._admission.check()
+        live = self._models.require_live(request.model_id)
+        check_training_request(request, live.facts, live.optimizer)
+        turn = _TrainingTurn(live, request, self._outcomes.of(live, request), self._table)
+        try:
+            live.sequencer.place(turn)
+        except GatewayError:
+            turn.let_go()
+            raise
+        turn.record = record = self._table.add(
+            name=operation_name(entry.model_id, live.operation_part(turn.seq_id)),
+            kind=KINDS[type(request)],
+            model_id=entry.model_id,
+            seq_id=turn.seq_id,
+            identity=identity,
+            request_hash=hashed,
+            parked=turn.parked,
+        )
+        record.cancel = partial(live.sequencer.cancel, turn)
+        set_time(entry.message.last_request_time, self._clock.now())
+        return record.fill(Operation())
+
+
+def _identity(request: TrainingRequest) -> str:
+    """What makes a repeat the same operation; empty if nothing does."""
+    if request.HasField("seq_id"):
+        return f"seq_id {request.seq_id} of model {request.model_id!r}"
+    if request.request_id:
+        return f"request_id {request.request_id!r} of model {request.model_id!r}"
+    return ""
+
+
+class _TrainingTurn(Turn[TrainingResult]):
+    """A training request on its way."""
+
+    record: Record
+    """Set as soon as the turn has its place, before anything can happen to it."""
+
+    def __init__(
+        self, live: LiveModel, request: TrainingRequest, outcome: Outcome, table: OperationTable
+    ) -> None:
+        seq_id = request.seq_id if request.HasField("seq_id") else None
+        super().__init__(seq_id, request.ByteSize())
+        self._live = live
+        self._request: TrainingRequest | None = request
+        self._outcome: Outcome | None = outcome
+        self._table = table
+
+    async def begin(self, on_start: OnStart) -> Submission:
+        """Fill in what the caller left to the gateway, and hand the request to the backend."""
+        assert self._request is not None
+        assert self._outcome is not None
+        self._outcome.prepare()
+        submission = await self._live.route.backend.submit(self._request, on_start)
+        self.record.queue_state = submission.queue_state
+        return submission
+
+    def released(self) -> None:
+        """Those before it have arrived."""
+        self.record.state = OperationState.OPERATION_STATE_QUEUED
+
+    def started(self) -> None:
+        """The backend works on it."""
+        self._table.start(self.record)
+
+    def succeeded(self, result: TrainingResult) -> None:
+        """Note what came of it."""
+        assert self._outcome is not None
+        message = self._outcome.conclude(result)
+        self.let_go()
+        self._table.succeed(self.record, message)
+
+    def failed(self, error: GatewayError) -> None:
+        """Note why nothing came of it."""
+        self.let_go()
+        self._table.fail(self.record, error)
+
+    def let_go(self) -> None:
+        """Give back what was reserved. The record leads here by way of `cancel`, and is kept for
+        long; the request's memory is not."""
+        if self._outcome is not None:
+            self._outcome.release()
+        self._request = self._outcome = None

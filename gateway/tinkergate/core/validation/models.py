@@ -69,8 +69,11 @@ def _check_lora(report: Report, lora: LoraConfig, max_rank: int) -> None:
             report.add("lora_config.rank", f"is {lora.rank}; the backend allows at most {max_rank}")
     if lora.HasField("alpha") and not (math.isfinite(lora.alpha) and lora.alpha > 0):
         report.add("lora_config.alpha", f"is {lora.alpha}; must be finite and greater than 0")
-    parts = ("train_mlp", "train_attn", "train_unembed")
-    if all(lora.HasField(part) and not getattr(lora, part) for part in parts):
+    if (
+        (lora.HasField("train_mlp") and not lora.train_mlp)
+        and (lora.HasField("train_attn") and not lora.train_attn)
+        and (lora.HasField("train_unembed") and not lora.train_unembed)
+    ):
         report.add(
             "lora_config",
             "trains nothing; at least one of train_mlp, train_attn and train_unembed must be true",

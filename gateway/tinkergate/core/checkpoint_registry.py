@@ -1,0 +1,184 @@
+"""Which checkpoints there are, on which backend, and until when."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from google.protobuf.duration_pb2 import Duration
+
+from tinkergate.core.clock import Clock, nanoseconds, set_time
+from tinkergate.core.ids import WEIGHTS, CheckpointPath, parse_path
+from tinkergate.errors import GatewayError, Kind
+from tinkergate.store import CheckpointRow, Store
+from tinkergate.v1 import Checkpoint, CheckpointType, ErrorReason, Model
+
+
+class CheckpointEntry:
+    """One checkpoint."""
+
+    __slots__ = ("has_optimizer", "message", "number")
+
+    def __init__(self, number: int, message: Checkpoint, has_optimizer: bool | None) -> None:
+        self.number = number
+        self.message = message
+        """Never changed; another save under the same path makes another entry."""
+        self.has_optimizer = has_optimizer
+        """None if only the backend knows."""
+
+    def check_optimizer(self, wanted: bool) -> None:
+        """Raise if the optimizer's state is wanted, and known not to be there."""
+        if wanted and self.has_optimizer is False:
+            raise GatewayError(
+                Kind.PRECONDITION,
+                ErrorReason.ERROR_REASON_CHECKPOINT_MISMATCH,
+                f"checkpoint {self.message.path!r} holds no optimizer state; load it without",
+            )
+
+
+class CheckpointRegistry:
+    """All checkpoints of all backends."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._entries: dict[str, CheckpointEntry] = {}
+        self._saving: Counter[str] = Counter()
+        self._next_number = 1
+
+    def newest_first(self) -> Iterator[CheckpointEntry]:
+        """All checkpoints."""
+        return reversed(self._entries.values())
+
+    def find(self, path: str) -> CheckpointEntry | None:
+        """The checkpoint of that path, if there is one."""
+        return self._entries.get(path)
+
+    def require(self, path: str) -> CheckpointEntry:
+        """The checkpoint of that path. Raises NOT_FOUND."""
+        entry = self._entries.get(path)
+        if entry is None:
+            raise GatewayError(
+                Kind.NOT_FOUND,
+                ErrorReason.ERROR_REASON_CHECKPOINT_NOT_FOUND,
+                f"there is no checkpoint {path!r}",
+            )
+        return entry
+
+    def reserve(self, path: str, *, overwrite: bool) -> None:
+        """A save under this path begins; `release` follows. Raises CONFLICT if the path is taken,
+        be it by a save that is still going on."""
+        if not overwrite and (path in self._entries or path in self._saving):
+            raise GatewayError(
+                Kind.CONFLICT,
+                ErrorReason.ERROR_REASON_CHECKPOINT_EXISTS,
+                f"there is a checkpoint {path!r} already; choose another name, or overwrite it",
+            )
+        self._saving[path] += 1
+
+    def reserve_unique(self, model: str, kind: str, base: str) -> CheckpointPath:
+        """As `reserve`, under `base` or, if that is taken, `base` with a number."""
+        path = CheckpointPath(model, kind, base)
+        number = 2
+        while str(path) in self._entries or str(path) in self._saving:
+            path = path._replace(name=f"{base}-{number}")
+            number += 1
+        self._saving[str(path)] += 1
+        return path
+
+    def release(self, path: str) -> None:
+        """A save under this path has ended, one way or another."""
+        self._saving[path] -= 1
+        if not self._saving[path]:
+            del self._saving[path]
+
+    def saved(
+        self,
+        path: CheckpointPath,
+        model: Model,
+        *,
+        size_bytes: int,
+        has_optimizer: bool,
+        ttl: Duration | None,
+        user_metadata: dict[str, str],
+    ) -> None:
+        """A model's backend has saved a checkpoint."""
+        kind = (
+            CheckpointType.CHECKPOINT_TYPE_TRAINING
+            if path.kind == WEIGHTS
+            else CheckpointType.CHECKPOINT_TYPE_SAMPLER
+        )
+        message = Checkpoint(
+            path=str(path),
+            checkpoint_id=path.checkpoint_id,
+            type=kind,
+            model_id=model.model_id,
+            base_model=model.base_model,
+            lora_rank=model.lora_config.rank,
+            size_bytes=size_bytes,
+            user_metadata=user_metadata,
+            backend=model.backend,
+        )
+        now = self._clock.now()
+        set_time(message.create_time, now)
+        if ttl is not None:
+            set_time(message.expire_time, now + ttl.seconds * 1_000_000_000 + ttl.nanos)
+        self.add(message, has_optimizer)
+
+    def add(self, message: Checkpoint, has_optimizer: bool | None) -> CheckpointEntry:
+        """Take a checkpoint in, in place of one of the same path if there is one."""
+        if message.path in self._entries:
+            self.remove(message.path)
+        entry = CheckpointEntry(self._next_number, message, has_optimizer)
+        self._next_number += 1
+        self._entries[message.path] = entry
+        self._store.insert(
+            CheckpointRow,
+            path=message.path,
+            number=entry.number,
+            model_id=message.model_id,
+            has_optimizer=has_optimizer,
+            message=message.SerializeToString(),
+        )
+        return entry
+
+    def remove(self, path: str) -> None:
+        """Forget a checkpoint. Unknown paths are no error."""
+        if self._entries.pop(path, None) is not None:
+            self._store.delete(CheckpointRow, path)
+
+    def expired(self) -> list[CheckpointEntry]:
+        """Checkpoints whose time is over."""
+        now = self._clock.now()
+        return [
+            entry
+            for entry in self._entries.values()
+            if entry.message.HasField("expire_time")
+            and nanoseconds(entry.message.expire_time) <= now
+        ]
+
+    def restore(self, rows: Sequence[CheckpointRow]) -> None:
+        """Take up what an earlier run of the gateway left."""
+        for row in rows:
+            message = Checkpoint.FromString(row.message)
+            self._entries[row.path] = CheckpointEntry(row.number, message, row.has_optimizer)
+            self._next_number = row.number + 1
+
+    def reconcile(self, backend: str, held: Sequence[Checkpoint], *, complete: bool) -> None:
+        """Compare with what a backend holds. Unknown checkpoints are taken in: the gateway stopped
+        before it noted them. If `complete`, those that the backend does not list are forgotten."""
+        for message in sorted(held, key=lambda message: nanoseconds(message.create_time)):
+            path = parse_path(message.path)
+            if path is not None and message.path not in self._entries:
+                taken = Checkpoint()
+                taken.CopyFrom(message)
+                taken.backend = backend
+                taken.checkpoint_id = path.checkpoint_id
+                taken.model_id = path.model_id
+                has_optimizer = None if path.kind == WEIGHTS else False
+                self.add(taken, has_optimizer)
+        if complete:
+            paths = {message.path for message in held}
+            for entry in list(self._entries.values()):
+                if entry.message.backend == backend and entry.message.path not in paths:
+                    self.remove(entry.message.path)

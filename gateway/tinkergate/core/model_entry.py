@@ -1,0 +1,92 @@
+"""A model as the core knows it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tinkergate.backends.base import ModelFacts
+from tinkergate.core.operation_table import Record
+from tinkergate.core.router import Route
+from tinkergate.core.sequencer import Sequencer
+from tinkergate.core.validation.facts import Facts
+from tinkergate.errors import GatewayError, Kind
+from tinkergate.v1 import ErrorReason, Model, ModelState
+
+MAX_SEQ_ID = (1 << 31) - 1
+
+_STATE_WORDS = {
+    ModelState.MODEL_STATE_UNLOADED: "was unloaded; its checkpoints are left, and a model can be "
+    "created from one",
+    ModelState.MODEL_STATE_FAILED: "could not be made",
+    ModelState.MODEL_STATE_LOST: "was in the memory of a gateway that stopped; its checkpoints are "
+    "left, and a model can be created from one",
+}
+
+
+class ModelEntry:
+    """One model."""
+
+    def __init__(self, number: int, message: Model) -> None:
+        self.number = number
+        self.message = message
+        """The model without `next_seq_id`, which `render` fills in."""
+
+    @property
+    def model_id(self) -> str:
+        """The id."""
+        return self.message.model_id
+
+    @property
+    def state(self) -> ModelState.ValueType:
+        """Where it is in its life."""
+        return self.message.state
+
+    def render(self, next_seq_id: int = 0) -> Model:
+        """The model as an answer; `message` itself goes on changing."""
+        model = Model()
+        model.CopyFrom(self.message)
+        model.next_seq_id = min(next_seq_id, MAX_SEQ_ID)
+        return model
+
+    def not_ready(self) -> GatewayError:
+        """Why it takes no operations."""
+        return GatewayError(
+            Kind.PRECONDITION,
+            ErrorReason.ERROR_REASON_MODEL_NOT_READY,
+            f"model {self.model_id!r} {_STATE_WORDS.get(self.state, 'is being unloaded')}",
+            metadata={"state": ModelState.Name(self.state).removeprefix("MODEL_STATE_").lower()},
+        )
+
+
+class LiveModel:
+    """What belongs to a model while a backend has it or is making it."""
+
+    def __init__(
+        self, entry: ModelEntry, route: Route, sequencer: Sequencer, create_record: Record
+    ) -> None:
+        self.entry = entry
+        self.route = route
+        self.facts: Facts = route.facts
+        self.sequencer = sequencer
+        self.create_record = create_record
+        self.making: asyncio.Task[ModelFacts] | None = None
+        self.making_error: GatewayError | None = None
+        """Why the making was cancelled."""
+        self.unload_record: Record | None = None
+        self.closing = False
+        """Whether it takes no more operations, because it is being unloaded."""
+        self.steps_ahead = 0
+        """Optimizer steps that were handed to the backend and are not done."""
+        self._arrivals = 0
+
+    @property
+    def optimizer(self) -> str:
+        """The kind of optimizer that it was made for."""
+        return self.entry.message.optimizer_config.type
+
+    def operation_part(self, seq_id: int | None) -> str:
+        """The model's own part of a new operation's name: by seq_id, else by arrival."""
+        if seq_id is not None:
+            return str(seq_id)
+        self._arrivals += 1
+        return f"a{self._arrivals}"

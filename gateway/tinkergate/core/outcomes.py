@@ -1,0 +1,203 @@
+"""What the core adds to a training request before the backend sees it, and what it makes of the
+backend's result."""
+
+from __future__ import annotations
+
+from google.protobuf.message import Message
+
+from tinkergate.backends.base import (
+    LoadedState,
+    SamplerReady,
+    SavedCheckpoint,
+    TrainingRequest,
+    TrainingResult,
+)
+from tinkergate.core.checkpoint_registry import CheckpointRegistry
+from tinkergate.core.ids import SAMPLER_WEIGHTS, WEIGHTS, CheckpointPath, sampler_id
+from tinkergate.core.model_entry import LiveModel
+from tinkergate.core.models import Models
+from tinkergate.core.samplers import Samplers
+from tinkergate.errors import GatewayError, Kind
+from tinkergate.v1 import (
+    ErrorReason,
+    LoadStateRequest,
+    LoadStateResult,
+    OptimStepRequest,
+    SaveStateRequest,
+    SaveStateResult,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsForSamplerResult,
+)
+
+
+class Outcome:
+    """The outcome of one request. This one is for requests that need nothing: Forward and
+    ForwardBackward, whose result is a message already."""
+
+    def prepare(self) -> None:
+        """Its turn has come: fill in and look up what depends on all that came before."""
+
+    def conclude(self, result: TrainingResult) -> Message:
+        """The result for the caller, after noting what it changes."""
+        assert isinstance(result, Message)
+        return result
+
+    def release(self) -> None:
+        """It is over, well or not: give back what was reserved."""
+
+
+class Outcomes:
+    """Makes the outcome of each request."""
+
+    def __init__(self, models: Models, samplers: Samplers, registry: CheckpointRegistry) -> None:
+        self._models = models
+        self._samplers = samplers
+        self._registry = registry
+
+    def of(self, live: LiveModel, request: TrainingRequest) -> Outcome:
+        """The outcome of a request that is about to be given its place."""
+        if isinstance(request, OptimStepRequest):
+            return _OptimStep(live)
+        if isinstance(request, SaveStateRequest):
+            return _SaveCheckpoint(live, request, self._models, self._registry)
+        if isinstance(request, LoadStateRequest):
+            return _LoadState(live, request, self._models, self._registry)
+        if isinstance(request, SaveWeightsForSamplerRequest):
+            if request.name:
+                return _SaveCheckpoint(live, request, self._models, self._registry)
+            return _MakeSampler(live, request, self._samplers)
+        return Outcome()
+
+
+class _OptimStep(Outcome):
+    def __init__(self, live: LiveModel) -> None:
+        self._live = live
+        self._counted = False
+
+    def prepare(self) -> None:
+        self._live.steps_ahead += 1
+        self._counted = True
+
+    def conclude(self, result: TrainingResult) -> Message:
+        self._live.entry.message.optimizer_steps += 1
+        return super().conclude(result)
+
+    def release(self) -> None:
+        if self._counted:
+            self._live.steps_ahead -= 1
+
+
+class _SaveCheckpoint(Outcome):
+    """SaveState, and SaveWeightsForSampler with a name."""
+
+    def __init__(
+        self,
+        live: LiveModel,
+        request: SaveStateRequest | SaveWeightsForSamplerRequest,
+        models: Models,
+        registry: CheckpointRegistry,
+    ) -> None:
+        self._live = live
+        self._request = request
+        self._models = models
+        self._registry = registry
+        self._path: CheckpointPath | None = None
+
+    def prepare(self) -> None:
+        request, model = self._request, self._live.entry.message
+        kind = WEIGHTS if isinstance(request, SaveStateRequest) else SAMPLER_WEIGHTS
+        if request.name:
+            path = CheckpointPath(model.model_id, kind, request.name)
+            self._registry.reserve(str(path), overwrite=request.overwrite)
+        else:
+            steps = model.optimizer_steps + self._live.steps_ahead
+            path = self._registry.reserve_unique(model.model_id, kind, f"step-{steps}")
+            request.name = path.name
+        self._path = path
+
+    def conclude(self, result: TrainingResult) -> Message:
+        assert isinstance(result, SavedCheckpoint)
+        assert self._path is not None
+        request, path = self._request, self._path
+        self._registry.saved(
+            path,
+            self._live.entry.message,
+            size_bytes=result.size_bytes,
+            has_optimizer=result.has_optimizer,
+            ttl=request.ttl if request.HasField("ttl") else None,
+            user_metadata=dict(request.user_metadata),
+        )
+        if path.kind == WEIGHTS:
+            self._live.entry.message.last_checkpoint = str(path)
+        else:
+            self._live.entry.message.last_sampler_checkpoint = str(path)
+        self._models.note_state(self._live.entry)
+        if path.kind == WEIGHTS:
+            return SaveStateResult(path=str(path))
+        return SaveWeightsForSamplerResult(path=str(path))
+
+    def release(self) -> None:
+        if self._path is not None:
+            self._registry.release(str(self._path))
+
+
+class _LoadState(Outcome):
+    def __init__(
+        self,
+        live: LiveModel,
+        request: LoadStateRequest,
+        models: Models,
+        registry: CheckpointRegistry,
+    ) -> None:
+        self._live = live
+        self._request = request
+        self._models = models
+        self._registry = registry
+
+    def prepare(self) -> None:
+        """Only now: the checkpoint may have been saved by an operation just before."""
+        entry = self._registry.require(self._request.path)
+        entry.check_optimizer(self._request.with_optimizer)
+        model, checkpoint = self._live.entry.message, entry.message
+        for what in ("base_model", "backend"):
+            here, there = getattr(model, what), getattr(checkpoint, what)
+            if here != there:
+                raise GatewayError(
+                    Kind.PRECONDITION,
+                    ErrorReason.ERROR_REASON_CHECKPOINT_MISMATCH,
+                    f"checkpoint {checkpoint.path!r} has {what} {there!r}; the model has {here!r}",
+                )
+
+    def conclude(self, result: TrainingResult) -> Message:
+        assert isinstance(result, LoadedState)
+        self._live.entry.message.optimizer_steps = result.optimizer_steps
+        self._models.note_state(self._live.entry)
+        return LoadStateResult(path=self._request.path)
+
+
+class _MakeSampler(Outcome):
+    """SaveWeightsForSampler without a name. The sampler's number is taken when the request is, so
+    that the caller's own numbering holds."""
+
+    def __init__(
+        self, live: LiveModel, request: SaveWeightsForSamplerRequest, samplers: Samplers
+    ) -> None:
+        self._live = live
+        self._samplers = samplers
+        self._session_id = live.entry.message.session_id
+        asked = request.sampler_seq_id if request.HasField("sampler_seq_id") else None
+        self._number = samplers.reserve(self._session_id, asked)
+        request.sampler_seq_id = self._number
+        self._made = False
+
+    def conclude(self, result: TrainingResult) -> Message:
+        assert isinstance(result, SamplerReady)
+        model = self._live.entry.message
+        new_id = sampler_id(self._session_id, self._number)
+        self._samplers.adopt(new_id, model.base_model, self._live.route)
+        self._made = True
+        return SaveWeightsForSamplerResult(sampler_id=new_id)
+
+    def release(self) -> None:
+        if not self._made:
+            self._samplers.release(self._session_id, self._number)
