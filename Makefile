@@ -46,7 +46,7 @@ format: setup ## Format the code and the contract
 
 types: setup ## Check types, strictly
 	$(BIN)/mypy
-	$(BIN)/mypy scripts
+	$(BIN)/mypy scripts examples
 
 proto: setup ## Generate the Python code of the contract
 	$(BIN)/python scripts/generate_proto.py

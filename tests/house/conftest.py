@@ -10,14 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# What the project neither keeps nor writes by hand.
-SKIPPED = {"__pycache__", "build", "dist", "data", "node_modules"}
+# What the project does not keep, as .gitignore says.
+SKIPPED = {ROOT / "build", ROOT / "dist", ROOT / "data"}
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for entry in os.scandir(folder):
         hidden = entry.name.startswith(".") and entry.name not in (".ci", ".gitignore")
-        if hidden or entry.name in SKIPPED or entry.name.endswith(".egg-info"):
+        built = entry.name == "__pycache__" or entry.name.endswith(".egg-info")
+        if hidden or built or Path(entry.path) in SKIPPED:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path))

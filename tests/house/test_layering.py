@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,16 @@ def test_breaking_a_rule_is_noticed(
     assert result.returncode == 1, result.stdout + result.stderr
     assert "0 kept, 1 broken" in result.stdout
     assert module.removesuffix(".py").replace("/", ".") in result.stdout
+
+
+def test_every_room_is_described(root: Path) -> None:
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (rooms,) = (contract for contract in settings["contracts"] if contract["id"] == "rooms")
+    names = re.findall(r"\w+", " ".join(rooms["layers"]))
+    table = "\n".join(re.findall(r"^\| `.*", (root / "docs/architecture.md").read_text(), re.M))
+    described = set(re.findall(r"\w+", table))
+    assert [name for name in names if name not in described and name != "__main__"] == []
+    assert PACKAGES.keys() - {"tinkergate"} <= described
 
 
 def test_what_the_rules_allow_is_let_through(skeleton: Path) -> None:
