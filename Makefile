@@ -28,8 +28,9 @@ run: setup ## Start a gateway and fine-tune the default model through it: before
 serve: setup ## Start a gateway on 127.0.0.1:7700 and keep it running
 	$(BIN)/tinkergate serve
 
+# A test of the default model must not be skipped for want of it.
 test: lint types proto-check ## Run every check and every test
-	$(BIN)/pytest
+	TINKERGATE_REQUIRE_MODEL=1 $(BIN)/pytest
 
 test-fast: setup ## Run the tests that do not need the default model
 	$(BIN)/pytest -m "not slow"

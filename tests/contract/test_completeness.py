@@ -17,8 +17,12 @@ from tinkergate.v1 import ErrorReason, Operation, OperationKind
 
 GATEWAY = Path(__file__).parents[2] / "gateway" / "tinkergate"
 
-LATER: dict[str, str] = {}
-"""Reasons that nothing gives yet, and what will."""
+ELSEWHERE = {
+    "ERROR_REASON_DENIED": "keys that allow less than everything, which are still to come",
+    "ERROR_REASON_OUTCOME_UNKNOWN": "remote backends, which are still to come",
+    "ERROR_REASON_RESULT_EXPIRED": "clients, for an operation with `result_expired`",
+}
+"""Reasons that the gateway does not give yet, or not itself, and what does."""
 
 
 def methods() -> list[MethodDescriptor]:
@@ -81,7 +85,7 @@ def test_every_reason_is_given_somewhere() -> None:
         if "v1" not in file.relative_to(GATEWAY).parts
     )
     given = set(re.findall(r"\bERROR_REASON_[A-Z_]+\b", code)) | {"ERROR_REASON_UNSPECIFIED"}
-    assert set(ErrorReason.keys()) - given == LATER.keys(), "neither given nor announced in LATER"
+    assert set(ErrorReason.keys()) - given == ELSEWHERE.keys()
     assert given <= set(ErrorReason.keys())
 
 
