@@ -56,9 +56,7 @@ def _weight_files(folder: Path, refuse: Callable[[str], GatewayError]) -> list[s
         return sorted(set(index["weight_map"].values()))
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
-        raise refuse(
-            f"holds pickled weights ({pickles[0]}), which can run code; must be safetensors"
-        )
+        raise refuse(f"has pickled weights ({pickles[0]}), which can run code; must be safetensors")
     raise refuse(f"has no weights ({WEIGHTS_FILE} or {INDEX_FILE})")
 
 
