@@ -117,7 +117,7 @@ def test_ci_runs_the_same_and_nothing_else(root: Path) -> None:
 
 
 def code_of(markdown: str) -> str:
-    """The code in a document: its fenced blocks and its inline code, a line each."""
-    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
-    inline = re.findall(r"`([^`\n]+)`", markdown)
-    return "\n".join([*fenced, *inline])
+    """The code in a document: fenced blocks and inline code, without the shell's comments."""
+    fence = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`([^`\n]+)`", fence.sub("", markdown))
+    return re.sub(r"(^|\s)#.*", "", "\n".join([*fence.findall(markdown), *inline]))
