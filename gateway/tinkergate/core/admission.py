@@ -18,12 +18,17 @@ def queue_full(message: str, retry_after: float) -> GatewayError:
     )
 
 
+RESTART_SECONDS = 1.0
+"""What callers are told to wait for another gateway to be there, or this one again."""
+
+
 def shutting_down() -> GatewayError:
     """The gateway takes no new work because it is stopping."""
     return GatewayError(
         Kind.UNAVAILABLE,
         ErrorReason.ERROR_REASON_SHUTTING_DOWN,
         "the gateway is shutting down",
+        retry_after=RESTART_SECONDS,
     )
 
 
