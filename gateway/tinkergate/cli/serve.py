@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -111,6 +112,8 @@ def serve(
     before the environment, and that before the file. The API key is TINKERGATE_API_KEY: it has no
     flag, because other users of the machine can see flags.
     """
+    # gRPC's own lines (of handshakes that fail, say) would be no JSON. It reads this when loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from tinkergate.config import ConfigError, load_config
     from tinkergate.server import StartError, run
 

@@ -83,8 +83,9 @@ class Call:
             self._log(logging.DEBUG if self._method in _QUIET else logging.INFO, "OK", {})
         elif isinstance(error, GatewayError):
             await self._refuse(error)
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            # The caller went away, or its deadline passed: nobody is left to be answered.
+        elif not isinstance(error, Exception):
+            # Cancelled: the caller went away, or its deadline passed, and nobody is left to be
+            # answered. Whatever else is no Exception ends the process.
             self._log(logging.INFO, "CANCELLED", {})
         elif isinstance(error, grpc.aio.AbortError):
             # A handler of a library (reflection) has answered for itself.
@@ -155,7 +156,7 @@ class Call:
         self._log(level, _CODE_NAMES[error.code], facts)
         await self._abort(error)
 
-    async def _fail(self, error: BaseException) -> NoReturn:
+    async def _fail(self, error: Exception) -> NoReturn:
         """Answer a fault of ours. The traceback is for the log alone."""
         error_id = secrets.token_hex(8)
         self._log(logging.ERROR, "INTERNAL", {"error_id": error_id}, error)
