@@ -310,8 +310,12 @@ class Sequencer:
         except BaseException as error:
             del self._busy[turn]
             if isinstance(error, asyncio.CancelledError):
-                error = cancelled("cancelled while it was being submitted")
-            self._fail(turn, as_gateway_error(error, "submitting an operation"))
+                self._fail(turn, cancelled("cancelled while it was being submitted"))
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+            else:
+                self._fail(turn, as_gateway_error(error, "submitting an operation"))
             return
         turn.stage = _Stage.IN_FLIGHT
         future.add_done_callback(partial(self._settled, turn))
