@@ -6,15 +6,19 @@ heavy: not the client, not protobuf, not torch. That keeps `tinkergate --help` q
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from typing import Annotated
 
 import typer
 
 from tinkergate import __version__
+from tinkergate.cli import checkpoints, models
 from tinkergate.cli.exits import CommandFailed
+from tinkergate.cli.sample import sample
+from tinkergate.cli.score import score
+from tinkergate.cli.serve import serve
+from tinkergate.cli.status import status
+from tinkergate.cli.train import train
 
 app = typer.Typer(
     name="tinkergate",
@@ -44,14 +48,13 @@ def _root(
     pass
 
 
-for _name in ("serve", "train", "sample", "score", "models", "checkpoints", "status"):
-    if importlib.util.find_spec(f"tinkergate.cli.{_name}") is None:
-        continue
-    _module = importlib.import_module(f"tinkergate.cli.{_name}")
-    if hasattr(_module, "app"):
-        app.add_typer(_module.app, name=_name)
-    else:
-        app.command(_name)(getattr(_module, _name))
+app.command("serve", short_help="Run a gateway.")(serve)
+app.command("train", short_help="Fine-tune a model on a file of conversations.")(train)
+app.command("sample", short_help="Draw answers to a prompt.")(sample)
+app.command("score", short_help="Score sequences: JSON lines in and out.")(score)
+app.add_typer(models.app, name="models", short_help="Name base models on this machine.")
+app.add_typer(checkpoints.app, name="checkpoints", short_help="Look after saved checkpoints.")
+app.command("status", short_help="Show what a gateway is doing.")(status)
 
 
 def main() -> None:
@@ -61,6 +64,3 @@ def main() -> None:
     except CommandFailed as failure:
         typer.echo(f"tinkergate: {failure.message}", err=True)
         sys.exit(failure.code)
-
-
-__all__ = ["app", "main"]

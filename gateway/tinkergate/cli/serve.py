@@ -103,7 +103,7 @@ def serve(
         typer.Option(help="How to log; auto is human on a terminal, else JSON. [default: auto]"),
     ] = None,
 ) -> None:
-    """Run a gateway with the embedded engine until SIGTERM or Ctrl-C.
+    """Run a gateway with the embedded engine, until SIGTERM or Ctrl-C.
 
     When clients can connect it prints one line to stdout, `listening grpc=HOST:PORT`; the log goes
     to stderr. The first signal lets running work end (--grace), a second one stops at once.
