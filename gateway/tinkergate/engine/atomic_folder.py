@@ -20,17 +20,21 @@ from pathlib import Path
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<token>[0-9a-f]{16})\.(?P<stage>partial|replaced)")
 
 
+class AlreadyThereError(Exception):
+    """There is something where a folder was to be made."""
+
+
 @contextmanager
 def writing(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give an empty folder to fill, which becomes `target` when the block ends, and is removed if
     it raises.
 
     With `overwrite` a folder that is there is replaced; killed in the middle, the old one is back
-    after the next `sweep`, if not at once. Without it FileExistsError is raised if `target` is
-    there at the start or at the end. Raises OSError.
+    after the next `sweep`, if not at once. Without it AlreadyThereError is raised if `target`
+    is there at the start or at the end. Raises OSError.
     """
     if target.exists() and not overwrite:
-        raise FileExistsError(errno.EEXIST, "is there already", str(target))
+        raise AlreadyThereError(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
     partial = _sibling(target, token, "partial")
@@ -96,7 +100,7 @@ def _put_in_place(partial: Path, target: Path, token: str, *, overwrite: bool) -
         if aside.exists():
             aside.rename(target)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise FileExistsError(errno.EEXIST, "is there already", str(target)) from error
+            raise AlreadyThereError(target) from error
         raise
     _flush_one(target.parent)
     if aside.exists():

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tinkergate.engine.atomic_folder import remove, sweep, writing
+from tinkergate.engine.atomic_folder import AlreadyThereError, remove, sweep, writing
 from tinkergate.engine.optimizer import OptimizerState
 from tinkergate.engine.peft_format import (
     CONFIG_FILE,
@@ -134,7 +134,7 @@ def save(
         with writing(folder, overwrite=overwrite) as partial:
             for name, data in contents.items():
                 (partial / name).write_bytes(data)
-    except FileExistsError as error:
+    except AlreadyThereError as error:
         raise GatewayError(
             Kind.CONFLICT,
             ErrorReason.ERROR_REASON_CHECKPOINT_EXISTS,
