@@ -102,7 +102,24 @@ def test_default_model_equals_plain_transformers(default_model_dir: Path) -> Non
     plain = AutoModelForCausalLM.from_pretrained(default_model_dir, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(default_model_dir)
     parts = [torch.tensor(tokenizer(text).input_ids) for text in TEXTS]
-    assert max(largest_errors(base, plain, parts)) < 1e-4
+    # The largest of ten million logits; two of transformers' own attention functions differ by
+    # as much, because float32 rounds sums of numbers around 40.
+    assert max(largest_errors(base, plain, parts)) < 3e-4
+    assert largest_error_of_tokens(base, plain, parts) < 1e-4
+
+
+@torch.no_grad()
+def largest_error_of_tokens(base: BaseModel, model: torch.nn.Module, parts: list[Tensor]) -> float:
+    """The largest error of the logprobs of the parts' own tokens."""
+    lengths = [len(part) for part in parts]
+    hidden = base.hidden(torch.cat(parts), positions(lengths), PackedPlan(lengths))
+    logprobs = base.logits(hidden).log_softmax(1).split(lengths)
+    errors = [0.0]
+    for part, ours in zip(parts, logprobs, strict=True):
+        theirs = model(part[None]).logits[0].log_softmax(1)
+        difference = (ours - theirs)[:-1].gather(1, part[1:, None]).abs()
+        errors += difference.flatten().tolist()
+    return max(errors)
 
 
 def test_a_neighbour_changes_nothing(base: BaseModel) -> None:
