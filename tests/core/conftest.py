@@ -33,7 +33,7 @@ from tinkergate.backends.base import (
 from tinkergate.core.clock import Clock
 from tinkergate.core.gateway import Gateway
 from tinkergate.core.settings import CoreSettings
-from tinkergate.errors import GatewayError, cancelled
+from tinkergate.errors import cancelled
 from tinkergate.store import Store
 from tinkergate.tensors import (
     array_from_tensor,
@@ -48,11 +48,11 @@ from tinkergate.v1 import (
     BackendCapabilities,
     BackendKind,
     Checkpoint,
+    Chunk,
     CreateModelRequest,
     CreateSessionRequest,
     Datum,
     EncodedTextChunk,
-    Chunk,
     ForwardBackwardOutput,
     ForwardBackwardRequest,
     ForwardRequest,
@@ -369,11 +369,20 @@ class House:
         assert done.create_model.model_id == operation.model_id, done
         return operation.model_id
 
-    async def wait(self, operation: Operation, timeout: float = 20) -> Operation:
+    async def wait(self, operation: Operation) -> Operation:
+        """The operation once it is done (or after the longest wait that there is)."""
         request = WaitOperationRequest(name=operation.name)
-        request.timeout.FromNanoseconds(round(timeout * 1e9))
         response = await self.gateway.operations.wait(request)
         return response.operation
+
+    async def until(self, is_met: Callable[[], bool]) -> None:
+        await turn_until(is_met)
+
+
+async def turn_until(is_met: Callable[[], bool]) -> None:
+    """Turn the event loop until something has happened on it."""
+    while not is_met():  # noqa: ASYNC110 - what is waited for has no event of its own
+        await asyncio.sleep(0)
 
 
 def datum(weights: Sequence[float], tokens: Sequence[int] | None = None, **inputs: Any) -> Datum:
@@ -442,18 +451,18 @@ async def house(open_house: OpenHouse) -> House:
 
 
 @pytest.fixture
-def make() -> Any:
+def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
+    return turn_until
+
+
+class Make:
     """The makers of requests, for tests to write them shortly."""
 
-    class Make:
-        pass
-
-    make = Make()
-    make.forward_backward = forward_backward  # type: ignore[attr-defined]
-    make.optim_step = optim_step  # type: ignore[attr-defined]
-    make.datum = datum  # type: ignore[attr-defined]
-    return make
+    datum = staticmethod(datum)
+    forward_backward = staticmethod(forward_backward)
+    optim_step = staticmethod(optim_step)
 
 
-def reason_of(error: GatewayError) -> int:
-    return error.reason
+@pytest.fixture
+def make() -> type[Make]:
+    return Make

@@ -255,7 +255,7 @@ async def test_a_passed_or_parked_seq_id_is_refused() -> None:
     assert admission.queued_bytes == 2
 
 
-async def test_nothing_is_handed_over_before_the_model_is_ready() -> None:
+async def test_nothing_is_handed_over_before_the_model_is_ready(until: Any) -> None:
     sequencer, ledger, _ = sequencer_with()
     first = turn(ledger, 1)
     sequencer.place(first)
@@ -263,21 +263,19 @@ async def test_nothing_is_handed_over_before_the_model_is_ready() -> None:
     await asyncio.sleep(0)
     assert ledger.queue == []
     sequencer.open()
-    while not ledger.queue:
-        await asyncio.sleep(0)
+    await until(lambda: len(ledger.queue) == 1)
     ledger.step()
     await sequencer.idle()
     assert first.ends == ["succeeded"]
 
 
-async def test_abandoning_fails_what_waits_and_lets_go_on_what_runs() -> None:
+async def test_abandoning_fails_what_waits_and_lets_go_on_what_runs(until: Any) -> None:
     sequencer, ledger, admission = sequencer_with()
     sequencer.open()
     turns = {n: turn(ledger, n) for n in (1, 2, 3, 5)}
     for each in turns.values():
         sequencer.place(each)
-    while len(ledger.queue) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(ledger.queue) == 2)
     _, _, on_start = ledger.queue[0]
     on_start()
     sequencer.abandon(GatewayError(Kind.PRECONDITION, ErrorReason.ERROR_REASON_SESSION_ENDED, "x"))

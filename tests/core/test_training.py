@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -138,8 +137,7 @@ async def test_pipelined_as_deep_as_the_backend_allows(open_house: Any, make: An
         await house.gateway.training.submit(make.forward_backward(model, 1.0, seq_id))
         for seq_id in range(1, 11)
     ]
-    while len(house.backend.submitted) < 3:
-        await asyncio.sleep(0)
+    await house.until(lambda: len(house.backend.submitted) == 3)
     house.backend.gate.set()
     for operation in operations:
         await house.wait(operation)
@@ -151,8 +149,7 @@ async def test_a_full_queue_refuses_and_takes_up_again(open_house: Any, make: An
     model = await house.model()
     house.backend.gate.clear()
     first = await house.gateway.training.submit(make.forward_backward(model, 1.0, 1))
-    while not house.backend.submitted:
-        await asyncio.sleep(0)
+    await house.until(lambda: len(house.backend.submitted) == 1)
     second = await house.gateway.training.submit(make.forward_backward(model, 1.0, 2))
     await house.gateway.training.submit(make.forward_backward(model, 1.0, 3))
     with pytest.raises(GatewayError) as caught:
@@ -215,8 +212,7 @@ async def test_cancel_parked_queued_and_running(open_house: Any, make: Any) -> N
 
     house.backend.gate.clear()
     ops = {n: await submit(make.forward_backward(model, float(n), n)) for n in (1, 2, 3, 5, 6)}
-    while len(house.backend.submitted) < 2:
-        await asyncio.sleep(0)
+    await house.until(lambda: len(house.backend.submitted) == 2)
     in_flight = await cancelled(ops[2])
     queued = await cancelled(ops[3])
     parked = await cancelled(ops[5])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from tinkergate.backends.base import Backend, SampleEvents
 from tinkergate.core.faults import as_gateway_error
-from tinkergate.errors import GatewayError
+from tinkergate.errors import GatewayError, cancelled
 from tinkergate.v1 import (
     IndexedSequence,
     SampledSequence,
@@ -21,8 +21,17 @@ class SampleCall:
     """Work that any number of callers may follow, as a whole or part by part. It is a task of its
     own, so that it does not depend on any one of them."""
 
-    def __init__(self, backend: Backend, request: SampleRequest, request_hash: bytes) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        request: SampleRequest,
+        request_hash: bytes,
+        on_end: Callable[[SampleCall], None],
+    ) -> None:
+        """`on_end` is called once, before any caller learns of the end."""
         self.request_hash = request_hash
+        self._on_end = on_end
+        self._ended = False
         self.samples = request.num_samples
         self.callers = 0
         self.grace: asyncio.TimerHandle | None = None
@@ -47,19 +56,29 @@ class SampleCall:
         events = SampleEvents(on_prompt=self._on_prompt, on_sequence=self._on_sequence)
         try:
             response = await backend.sample(request, events)
-            self._complete(response)
-            self.size = response.ByteSize()
-            self.response = response
+            if not self.done:
+                self._complete(response)
+                self.size = response.ByteSize()
+                self.response = response
+        except asyncio.CancelledError:
+            self.error = self.error or cancelled("cancelled by the backend")
+            raise
         except Exception as error:
-            self.error = as_gateway_error(error, "sampling")
+            self.error = self.error or as_gateway_error(error, "sampling")
         finally:
-            self._wake()
+            self._end()
 
     def stop(self, error: GatewayError) -> None:
         """Stop the work; whoever still waits gets `error`."""
         if not self.done:
             self.error = error
             self.task.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._on_end(self)
             self._wake()
 
     def _on_prompt(self, prompt: SampleResponse) -> None:

@@ -46,6 +46,8 @@ class Sampling:
         self._sources = sources
         self._running: dict[SampleCall, _Key | None] = {}
         self._running_samples = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Those of the running calls, and of stopped ones that are still winding up."""
         self._by_key: dict[_Key, SampleCall] = {}
         self._kept: OrderedDict[_Key, SampleCall] = OrderedDict()
         """Calls that are done and may be asked for again, oldest first."""
@@ -84,12 +86,13 @@ class Sampling:
         request.num_samples = request.num_samples or 1
         name_as_backend_does(request, source.route)
         self._check_room(request.num_samples)
-        call = SampleCall(source.route.backend, request, hashed or b"")
+        call = SampleCall(source.route.backend, request, hashed or b"", self._ended)
         self._running[call] = key
+        self._tasks.add(call.task)
+        call.task.add_done_callback(self._tasks.discard)
         self._running_samples += call.samples
         if key is not None:
             self._by_key[key] = call
-        call.task.add_done_callback(lambda _: self._ended(call))
         return call, source
 
     def _check_room(self, samples: int) -> None:
@@ -124,31 +127,26 @@ class Sampling:
             call.grace = loop.call_later(self._settings.sample_grace, self._grace_over, call)
 
     def _grace_over(self, call: SampleCall) -> None:
-        """Nobody came back. A later repeat is a new call."""
-        self._forget_key(call)
+        """Nobody came back."""
         call.stop(cancelled())
 
-    def _forget_key(self, call: SampleCall) -> None:
-        key = self._running.get(call)
-        if key is not None and self._by_key.get(key) is call:
-            del self._by_key[key]
-
     def _ended(self, call: SampleCall) -> None:
-        """The work is over, one way or another."""
+        """The work is over, one way or another. What failed is forgotten, so that a repeat is a
+        new call."""
         self._running_samples -= call.samples
         if call.grace is not None:
             call.grace.cancel()
-        if call.response is None:
-            self._forget_key(call)
-            if not call.done:
-                call.stop(cancelled("cancelled by the backend"))
         key = self._running.pop(call)
-        if call.response is not None and key is not None and self._by_key.get(key) is call:
-            call.end_time = self._clock.elapsed()
-            self._kept[key] = call
-            self._kept_bytes += call.size
-            while self._kept_bytes > self._settings.sample_byte_budget and len(self._kept) > 1:
-                self._drop_oldest()
+        if key is None:
+            return
+        if call.response is None:
+            del self._by_key[key]
+            return
+        call.end_time = self._clock.elapsed()
+        self._kept[key] = call
+        self._kept_bytes += call.size
+        while self._kept_bytes > self._settings.sample_byte_budget and len(self._kept) > 1:
+            self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         key, call = self._kept.popitem(last=False)
@@ -163,8 +161,8 @@ class Sampling:
 
     async def idle(self) -> None:
         """Wait until nothing is being drawn."""
-        while self._running:
-            await asyncio.wait([call.task for call in self._running])
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def stop_all(self, error: GatewayError) -> None:
         """The gateway stops: end all calls with `error`."""
