@@ -8,9 +8,11 @@ rows at once and let go again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tinkergate.engine.attention import CachedPlan, KVCache
@@ -24,6 +26,7 @@ from tinkergate.engine.drawing import (
     stream,
 )
 from tinkergate.engine.sampling import Alternatives, Likeliest, PromptAnswers, PromptQuestions
+from tinkergate_kernels import linear_logprob
 
 STRETCH = 512
 """Tokens that are read in one step."""
@@ -47,8 +50,17 @@ def read(base: BaseModel, tokens: Tensor, cache: KVCache) -> Iterator[Tensor]:
         yield base.hidden(part, place, CachedPlan([(cache, len(part))]))
 
 
+def token_logprobs(
+    base: BaseModel, hidden: Tensor, tokens: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """The logprobs, float32 (m,), of `tokens` (m,) that follow the states `hidden` (m, width),
+    under the active adapter. Full logits are never made."""
+    weight, bias, lora = base.unembedding()
+    return linear_logprob(hidden, weight, tokens, bias=bias, lora=lora, temperature=temperature)
+
+
 class PromptReader:
-    """Answers `PromptQuestions` from a prompt's states."""
+    """Answers `PromptQuestions` from a prompt's states. Row i is about token i + 1."""
 
     def __init__(
         self,
@@ -61,18 +73,20 @@ class PromptReader:
     ) -> None:
         self._base = base
         self._prompt = prompt
-        self._questions = questions
+        self._asked = questions
         self._rule = DrawRule(temperature)
-        rows = len(prompt) - 1
-        """Row i is the distribution of token i + 1."""
         self._taken = 0
-        self._first_asked = rows - (rows if questions.last_n is None else questions.last_n)
-        everything = questions.topk or questions.alternatives or questions.targets is not None
-        self._first_needed = 0 if everything else self._first_asked
-        self._logprobs = np.full(rows + 1, np.nan, dtype=np.float32)
-        self._topk = Likeliest(
-            np.empty((rows, questions.topk), np.int32), np.empty((rows, questions.topk), np.float32)
-        )
+        rows = self._rows = len(prompt) - 1
+        self._first_scored = rows
+        """The first row whose token's logprob is asked."""
+        if questions.logprobs:
+            self._first_scored = 0 if questions.last_n is None else rows - questions.last_n
+        tables = questions.topk or questions.alternatives or questions.targets is not None
+        self._first_table = 0 if tables else rows
+        """The first row of which logits are needed."""
+        self._logprobs = np.full(rows + 1, np.nan, np.float32)
+        k = questions.topk
+        self._topk = Likeliest(np.empty((rows, k), np.int32), np.empty((rows, k), np.float32))
         shape = (rows, 0) if questions.targets is None else questions.targets.shape
         self._targets = np.zeros(shape, np.float32)
         k = questions.alternatives
@@ -84,23 +98,23 @@ class PromptReader:
     def take(self, hidden: Tensor) -> None:
         """The next stretch of states (m, width), under the adapter that made them."""
         begin, self._taken = self._taken, self._taken + len(hidden)
-        end = min(self._taken, len(self._prompt) - 1)
+        end = min(self._taken, self._rows)
+        start = max(begin, self._first_scored)
+        if start < end:
+            logprobs = token_logprobs(
+                self._base, hidden[start - begin : end - begin], self._prompt[start + 1 : end + 1]
+            )
+            self._logprobs[start + 1 : end + 1] = _numpy(logprobs)
         step = rows_at_once(self._base)
-        for start in range(max(begin, self._first_needed), end, step):
-            stop = min(start + step, end)
-            self._answer(start, self._base.logits(hidden[start - begin : stop - begin]))
+        for start in range(max(begin, self._first_table), end, step):
+            states = hidden[start - begin : min(start + step, end) - begin]
+            self._tabulate(start, self._base.logits(states))
 
-    def _answer(self, start: int, logits: Tensor) -> None:
+    def _tabulate(self, start: int, logits: Tensor) -> None:
         """Rows from `start` on, of which these are the logits."""
-        asked = self._questions
+        asked = self._asked
         rows = slice(start, start + len(logits))
         logprobs = log_softmax_rows(logits)
-        if asked.logprobs:
-            following = self._prompt[start + 1 : rows.stop + 1].unsqueeze(1)
-            self._logprobs[rows.start + 1 : rows.stop + 1] = _numpy(
-                logprobs.gather(1, following)[:, 0]
-            )
-            self._logprobs[1 : self._first_asked + 1] = np.nan
         if asked.topk:
             ids, values = likeliest_rows(logprobs, asked.topk)
             self._topk.ids[rows], self._topk.logprobs[rows] = _numpy(ids), _numpy(values)
@@ -117,7 +131,7 @@ class PromptReader:
 
     def answers(self) -> PromptAnswers:
         """What was asked, once all states are taken."""
-        asked = self._questions
+        asked = self._asked
         return PromptAnswers(
             logprobs=self._logprobs if asked.logprobs else None,
             topk=self._topk if asked.topk else None,
@@ -126,5 +140,5 @@ class PromptReader:
         )
 
 
-def _numpy(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+def _numpy(tensor: Tensor) -> NDArray[Any]:
     return tensor.cpu().numpy()

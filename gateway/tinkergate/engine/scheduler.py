@@ -215,7 +215,7 @@ class Queue:
 
     def close(self, error: GatewayError) -> None:
         """Leave the scheduler. What is still waiting, or comes later, ends with `error`; work of
-        the queue itself may call this as its last step. On the engine thread only."""
+        the queue itself may call this as its last step."""
         self._scheduler.remove(self)
         with self._lock:
             self._error = error

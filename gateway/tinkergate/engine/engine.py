@@ -1,0 +1,111 @@
+"""The embedded engine: base models, the models that train on them, and snapshots to sample with.
+
+For any thread. The work runs on one numeric thread and comes back through futures; files are read
+and written beside it, while it goes on with other lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinkergate.engine import checkpoint
+from tinkergate.engine.adapters import LoraSpec
+from tinkergate.engine.bases import Bases, LoadedBase
+from tinkergate.engine.models import Models, noted, read_checkpoint
+from tinkergate.engine.sampler import SamplerLimits
+from tinkergate.engine.scheduler import Handle, Scheduler, Work
+from tinkergate.engine.snapshots import Snapshot
+
+_FILE_THREADS = 4
+
+
+class Engine:
+    """Everything numeric of one process."""
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        threads: int | None = None,
+        limits: SamplerLimits | None = None,
+    ) -> None:
+        """`folders` has the Hugging Face folder of each base model by its name; each is loaded
+        when it is first asked for, as `BaseModel.load` says. `threads` bounds those of PyTorch,
+        for the whole process; None leaves them alone."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._scheduler = Scheduler()
+        self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="engine-files")
+        self.bases = Bases(
+            self._scheduler,
+            self._files,
+            folders,
+            device=device,
+            dtype=dtype,
+            limits=limits or SamplerLimits(),
+        )
+        self.models = Models(self._scheduler, self._files)
+
+    def open_snapshot(self, loaded: LoadedBase, folder: Path) -> Handle[Snapshot]:
+        """A snapshot of a checkpoint's weights. Raises GatewayError if it does not fit."""
+
+        def work() -> Work[Snapshot]:
+            reading = self._files.submit(read_checkpoint, folder, loaded.base.name, False)
+            yield reading
+            read = reading.result()
+            name = loaded.new_name()
+            loaded.adapters.add(name, read.adapter_config, read.weights, trainable=False)
+            return Snapshot(loaded, name)
+
+        return loaded.queue.submit(work)
+
+    def import_adapter(
+        self, loaded: LoadedBase, source: Path, target: Path, metadata: Mapping[str, Any]
+    ) -> Handle[int]:
+        """Take in a PEFT folder as a checkpoint without optimizer state, once it is found to fit
+        the base model. Answers its size in bytes. Raises GatewayError."""
+
+        def work() -> Work[int]:
+            reading = self._files.submit(checkpoint.read_peft_folder, source)
+            yield reading
+            config, weights = reading.result()
+            spec, config = _fitting(loaded, config, weights)
+            writing = self._files.submit(
+                checkpoint.save,
+                target,
+                adapter_config=config,
+                weights=weights,
+                optimizer=None,
+                metadata=noted(metadata, loaded.base.name, spec),
+                overwrite=False,
+            )
+            yield writing
+            return writing.result()
+
+        return loaded.queue.submit(work, interruptible=False)
+
+    def close(self) -> None:
+        """End. What is not done fails; files that are being written are finished."""
+        self._scheduler.close()
+        self._files.shutdown(wait=True)
+
+
+def _fitting(
+    loaded: LoadedBase, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[LoraSpec, dict[str, Any]]:
+    """What an adapter is on a base model, and its configuration as we write it. Raises
+    GatewayError if it does not fit."""
+    name = loaded.new_name()
+    loaded.adapters.add(name, config, weights, trainable=False)
+    try:
+        return loaded.adapters.spec(name), loaded.adapters.peft_config(name)
+    finally:
+        loaded.adapters.delete(name)
