@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -34,6 +35,8 @@ _QUIET = frozenset(
 )
 """Clients repeat these all the time: they are logged at debug level while they succeed."""
 
+_RUN_ID = secrets.token_hex(4)
+_count = itertools.count(1)
 _CODE_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -193,7 +196,8 @@ def _too_late(message: str) -> GatewayError:
 
 
 def _request_id(metadata: tuple[tuple[str, str | bytes], ...]) -> str:
-    """The caller's `x-request-id`, by which it finds its calls in our log; else a new one."""
+    """The caller's `x-request-id`, by which it finds its calls in our log; else a new one: what this
+    process drew at its start, and a count."""
     for name, value in metadata:
         if (
             name == "x-request-id"
@@ -202,7 +206,7 @@ def _request_id(metadata: tuple[tuple[str, str | bytes], ...]) -> str:
             and value.isprintable()
         ):
             return value
-    return secrets.token_hex(8)
+    return f"{_RUN_ID}{next(_count):08x}"
 
 
 def _code_of(context: Context) -> int:
