@@ -196,8 +196,8 @@ def _too_late(message: str) -> GatewayError:
 
 
 def _request_id(metadata: tuple[tuple[str, str | bytes], ...]) -> str:
-    """The caller's `x-request-id`, by which it finds its calls in our log; else a new one: what this
-    process drew at its start, and a count."""
+    """The caller's `x-request-id`, by which it finds its calls in our log; else a new one: a number
+    that this process drew at its start, and a count."""
     for name, value in metadata:
         if (
             name == "x-request-id"
