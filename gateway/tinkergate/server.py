@@ -1,0 +1,144 @@
+"""Composition: a configuration becomes a running gateway, and a running gateway ends well.
+
+Start: what can be wrong with addresses, certificates and folders is found first, before a model is
+loaded; the door opens last, so whoever is let in finds a gateway that works.
+
+Stop, on SIGTERM or SIGINT: health checks turn NOT_SERVING, new work is refused with UNAVAILABLE,
+what runs gets its grace, then the door closes and the store is written. A second signal stops at
+once: checkpoints and store survive that as they survive a kill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from tinkergate import __version__
+from tinkergate.backends.base import Backend
+from tinkergate.config import Config
+from tinkergate.core.gateway import Gateway
+from tinkergate.errors import GatewayError
+from tinkergate.ingress.grpc.address import Address, ListenError
+from tinkergate.ingress.grpc.door import GrpcDoor
+from tinkergate.store import DataDirInUseError, DataDirLock, Store
+from tinkergate.telemetry import configure_logging, log_event
+
+CLOSING_TIME = 5.0
+"""Seconds for answers that are still on their way when all work behind them is done."""
+
+_logger = logging.getLogger("tinkergate.server")
+
+
+class StartError(Exception):
+    """The gateway cannot start. The text is written for people, one line."""
+
+
+class Server:
+    """A gateway and its door: `start` once, then `stop` once."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._gateway: Gateway | None = None
+        self._door: GrpcDoor | None = None
+        self._lock: DataDirLock | None = None
+
+    async def start(self) -> Address:
+        """Open everything. Answers where the door listens. Raises StartError, and then has closed
+        what it had opened."""
+        try:
+            return await self._start()
+        except BaseException as error:
+            await self.stop(0.0)
+            if (message := _explain(error)) is None:
+                raise
+            raise StartError(message) from error
+
+    async def stop(self, grace: float) -> None:
+        """Close everything. Running operations get `grace` seconds; meanwhile, and until their
+        results are fetched or `CLOSING_TIME` is over, the door answers."""
+        if self._door is not None:
+            await self._door.drain()
+        if self._gateway is not None:
+            await self._gateway.close(grace)
+            self._gateway = None
+        if self._door is not None:
+            await self._door.stop(min(grace, CLOSING_TIME))
+            self._door = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    async def _start(self) -> Address:
+        config = self._config
+        door = GrpcDoor(
+            config.grpc,
+            max_message_bytes=config.limits.max_message_bytes,
+            tls=config.tls,
+            api_keys=config.api_keys,
+        )
+        self._lock = DataDirLock(config.data_dir)
+        scratch = config.limits.scratch_dir or config.data_dir / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        store = Store(config.store_url or f"sqlite:///{config.data_dir / 'tinkergate.db'}")
+        backends, default_model = await _backends(config)
+        settings = replace(config.limits, scratch_dir=scratch)
+        gateway = Gateway(backends, store, settings, default_model)
+        await gateway.start()
+        self._gateway, self._door = gateway, door
+        return await door.start(gateway)
+
+
+def run(config: Config, announce: Callable[[Address], None]) -> None:
+    """Serve until a signal ends it. `announce` is called once clients can connect. Raises
+    StartError."""
+    configure_logging(config.log.level, config.log.format)
+    asyncio.run(_serve(config, announce))
+
+
+async def _serve(config: Config, announce: Callable[[Address], None]) -> None:
+    server = Server(config)
+    address = await server.start()
+    told = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if told.is_set():
+            log_event(_logger, logging.WARNING, "stopping at once", {"signal": number.name})
+            # Not even the engine's thread is waited for. The exit code is a shell's for the signal.
+            os._exit(128 + number)
+        log_event(_logger, logging.INFO, "draining", {"signal": number.name, "grace": config.grace})
+        told.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    log_event(_logger, logging.INFO, "listening", {"grpc": str(address), "version": __version__})
+    announce(address)
+    await told.wait()
+    await server.stop(config.grace)
+    log_event(_logger, logging.INFO, "stopped", {})
+
+
+def _explain(error: BaseException) -> str | None:
+    """One line about a failure that the operator can mend; None for a fault of ours."""
+    match error:
+        case ListenError() | DataDirInUseError() | GatewayError():
+            return str(error)
+        case SQLAlchemyError():
+            return f"the store cannot be opened: {str(error).splitlines()[0]}"
+        case OSError(filename=str() as name, strerror=str() as reason):
+            return f"{name}: {reason}"
+    return None
+
+
+async def _backends(config: Config) -> tuple[list[Backend], str]:
+    """The backends, and the base model that clients may offer first."""
+    if not config.engine.enabled:
+        return [], ""
+    raise NotImplementedError
