@@ -280,7 +280,11 @@ def _size(folder: Path, record: _Record) -> int:
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:
-    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    # Copies, because safetensors refuses tensors that share memory.
+    on_cpu = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in tensors.items()
+    }
     return bytes(safetensors.torch.save(on_cpu, metadata={"format": "pt"}))
 
 
