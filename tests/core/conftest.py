@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -421,10 +422,21 @@ def optim_step(
 OpenHouse = Callable[..., Awaitable[House]]
 
 
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with all migrations run, to copy: migrating takes a while."""
+    path = tmp_path_factory.mktemp("database") / "gateway.db"
+    store = Store(f"sqlite:///{path}")
+    store.open()
+    store.close()
+    return path
+
+
 @pytest.fixture
-async def open_house(tmp_path: Path) -> AsyncIterator[OpenHouse]:
+async def open_house(tmp_path: Path, fresh_database: Path) -> AsyncIterator[OpenHouse]:
     """Opens gateways on the test's own store; each is closed at the end unless it was before."""
     houses: list[House] = []
+    shutil.copy(fresh_database, tmp_path / "gateway.db")
 
     async def open_(
         *, pipeline_depth: int = 4, backend: AccountingBackend | None = None, **settings: Any

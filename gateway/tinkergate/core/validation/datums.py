@@ -101,8 +101,8 @@ class _DatumRules:
         if TARGETS in tensors:
             path = f'{field}.loss_fn_inputs["{TARGETS}"]'
             target_shape = self._check_tensor(path, tensors[TARGETS], is_tokens=True)
-            if target_shape is not None:
-                self._check_target_shape(path, target_shape, count)
+            if target_shape is not None and not self._is_target_shape(path, target_shape, count):
+                target_shape = None
         for name, tensor in tensors.items():
             if name != TARGETS:
                 path = f'{field}.loss_fn_inputs["{name}"]'
@@ -125,30 +125,31 @@ class _DatumRules:
                     f"is not an input of this loss; there are: {known}",
                 )
 
-    def _check_target_shape(self, path: str, shape: Shape, count: int | None) -> None:
+    def _is_target_shape(self, path: str, shape: Shape, count: int | None) -> bool:
         if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] < 1):
             self._report.add(path, f"has shape {list(shape)}; must be (N,) or (N, K)")
-        elif count is not None and shape[0] != count:
-            self._report.add(
-                path,
-                f"has shape {list(shape)}; the model input has {count} tokens, so must its "
-                "first extent be",
-            )
+            return False
+        return self._has_rows(path, shape, count)
+
+    def _has_rows(self, path: str, shape: Shape, count: int | None) -> bool:
+        """Whether there is a row a token, if their number is known."""
+        if count is None or (shape and shape[0] == count):
+            return True
+        self._report.add(
+            path,
+            f"has shape {list(shape)}; the model input has {count} tokens, so must its first "
+            "extent be",
+        )
+        return False
 
     def _check_shape(
         self, path: str, name: str, shape: Shape, targets: Shape | None, count: int | None
     ) -> None:
-        if targets is not None:
-            if shape == targets or (name != WEIGHTS and shape == targets[:1]):
-                return
+        if targets is None:
+            self._has_rows(path, shape, count)
+        elif shape != targets and (name == WEIGHTS or shape != targets[:1]):
             self._report.add(
                 path, f"has shape {list(shape)}; must be {list(targets)} like {TARGETS}"
-            )
-        elif count is not None and (not shape or shape[0] != count):
-            self._report.add(
-                path,
-                f"has shape {list(shape)}; the model input has {count} tokens, so must its "
-                "first extent be",
             )
 
     def _check_tensor(self, path: str, tensor: Tensor, *, is_tokens: bool) -> Shape | None:
