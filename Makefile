@@ -63,7 +63,7 @@ proto-baseline: setup ## Take the contract as it is for the one to stay compatib
 
 bench: setup ## Measure the gateway's hop and the engine, against plain counterparts
 	$(BIN)/python tests/bench/hop.py
-	$(BIN)/python tests/bench/engine.py
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/bench/engine.py
 
 requirements: setup ## Pin the newest versions of everything that is installed
 	$(LOCK) --upgrade requirements/bootstrap.in --output-file requirements/bootstrap.txt
