@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -49,11 +49,11 @@ class EngineSettings:
     enabled: bool = True
     """Whether there is one. Without it, PyTorch is never loaded."""
     models: tuple[str, ...] = ()
-    """The base models to serve: names, hub ids or folders. The first is the default model; empty
-    means the gateway's own default model."""
+    """The base models to serve: names, hub ids that were downloaded, or folders. The first is the
+    default model. Empty means SmolLM2-135M-Instruct and all that `tinkergate models add` named."""
     device: str | None = None
     """Where to compute, such as "cpu" or "cuda:0"; absent means a GPU if there is one."""
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
     """The type of the base model's weights, "float32" or "bfloat16"; absent means float32 on CPU
     and bfloat16 on GPU."""
     threads: int | None = None

@@ -11,7 +11,6 @@ once: checkpoints and store survive that as they survive a kill.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -128,8 +127,8 @@ async def _serve(config: Config, announce: Callable[[Address], None]) -> None:
 def _explain(error: BaseException) -> str | None:
     """One line about a failure that the operator can mend; None for a fault of ours."""
     match error:
-        case ListenError() | DataDirInUseError() | GatewayError():
-            return str(error)
+        case StartError() | ListenError() | DataDirInUseError() | GatewayError():
+            return " ".join(str(error).split())
         case SQLAlchemyError():
             return f"the store cannot be opened: {str(error).splitlines()[0]}"
         case OSError(filename=str() as name, strerror=str() as reason):
@@ -139,6 +138,22 @@ def _explain(error: BaseException) -> str | None:
 
 async def _backends(config: Config) -> tuple[list[Backend], str]:
     """The backends, and the base model that clients may offer first."""
-    if not config.engine.enabled:
+    settings = config.engine
+    if not settings.enabled:
         return [], ""
-    raise NotImplementedError
+    try:
+        # PyTorch takes seconds to load, and need not be there without the engine.
+        from tinkergate.backends.local.opening import open_backend
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"the embedded engine needs {error.name}: pip install 'tinkergate[engine]', or do "
+            "without the engine by TINKERGATE_ENGINE_ENABLED=false"
+        ) from error
+    backend, default_model = await open_backend(
+        settings.models,
+        config.data_dir,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+    )
+    return [backend], default_model

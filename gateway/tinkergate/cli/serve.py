@@ -57,7 +57,7 @@ def serve(
         typer.Option(
             metavar="NAME|PATH",
             help="A base model to serve; can be given several times, the first is the default "
-            "model. [default: SmolLM2-135M-Instruct]",
+            "model. [default: SmolLM2-135M-Instruct and all that `tinkergate models add` named]",
         ),
     ] = None,
     tls_cert: Annotated[
