@@ -252,17 +252,18 @@ class OperationTable:
             return
         record.state = OperationState.OPERATION_STATE_SUCCEEDED
         answer = self._end(record)
-        held: Message = getattr(answer.operation, RESULTS[record.kind])
-        held.CopyFrom(result)
-        held.SetInParent()
+        # Taking the size of a message costs as much as serialising it, so it is done once, for the
+        # size, the store and the copy.
+        packed = result.SerializeToString()
+        _set_result(answer, record.kind, packed)
         # At least 1, so that an empty result can expire like any other.
-        record.result_bytes = max(1, held.ByteSize())
+        record.result_bytes = max(1, len(packed))
         record.answer = answer
         self._store.update(
             OperationRow,
             record.name,
             size=record.result_bytes,
-            result=held,
+            result=packed,
             result_bytes=record.result_bytes,
             state=record.state,
             start_time=record.start_time,
@@ -342,9 +343,7 @@ class OperationTable:
             self._kept.pop(record.name, None)
             return
         answer = WaitOperationResponse()
-        held: Message = getattr(answer.operation, RESULTS[record.kind])
-        held.MergeFromString(packed)
-        held.SetInParent()
+        _set_result(answer, record.kind, packed)
         record.answer = answer
         record.fill(answer.operation)
 
@@ -418,3 +417,9 @@ class OperationTable:
                 self._keep(record)
         for record in unfinished:
             self.fail(record, lost)
+
+
+def _set_result(answer: WaitOperationResponse, kind: int, packed: bytes) -> None:
+    held: Message = getattr(answer.operation, RESULTS[kind])
+    held.MergeFromString(packed)
+    held.SetInParent()

@@ -7,7 +7,7 @@ from functools import partial
 from tinkergate.backends.base import OnStart, Submission, TrainingRequest, TrainingResult
 from tinkergate.core.admission import Admission
 from tinkergate.core.clock import Clock, set_time
-from tinkergate.core.identity import request_hash
+from tinkergate.core.identity import hash_and_size
 from tinkergate.core.ids import operation_name
 from tinkergate.core.model_entry import LiveModel
 from tinkergate.core.models import Models
@@ -65,7 +65,7 @@ class Training:
         entry = self._models.require(request.model_id)
         self._sessions.heard(entry.message.session_id)
         identity = _identity(request)
-        hashed = request_hash(request) if identity else b""
+        hashed, size = hash_and_size(request) if identity else (b"", request.ByteSize())
         if identity:
             known = self._table.repeated(identity, hashed)
             if known is not None:
@@ -73,7 +73,7 @@ class Training:
         self._admission.check()
         live = self._models.require_live(request.model_id)
         check_training_request(request, live.facts, live.optimizer)
-        turn = _TrainingTurn(live, request, self._outcomes.of(live, request), self._table)
+        turn = _TrainingTurn(live, request, size, self._outcomes.of(live, request), self._table)
         try:
             live.sequencer.place(turn)
         except GatewayError:
@@ -109,10 +109,14 @@ class _TrainingTurn(Turn[TrainingResult]):
     """Set as soon as the turn has its place, before anything can happen to it."""
 
     def __init__(
-        self, live: LiveModel, request: TrainingRequest, outcome: Outcome, table: OperationTable
+        self,
+        live: LiveModel,
+        request: TrainingRequest,
+        size: int,
+        outcome: Outcome,
+        table: OperationTable,
     ) -> None:
-        seq_id = request.seq_id if request.HasField("seq_id") else None
-        super().__init__(seq_id, request.ByteSize())
+        super().__init__(request.seq_id if request.HasField("seq_id") else None, size)
         self._live = live
         self._request: TrainingRequest | None = request
         self._outcome: Outcome | None = outcome

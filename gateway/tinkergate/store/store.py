@@ -122,9 +122,8 @@ class Store:
             return None if row is None else row.result
 
     def insert(self, row: type[Row], /, *, size: int = 0, **values: Any) -> None:
-        """Add a row, soon. Columns that are not given are NULL; messages are serialised when they
-        are written and must not change any more. `size` is what the row weighs in memory, where
-        that is much."""
+        """Add a row, soon. Columns that are not given are NULL. `size` is what the row weighs in
+        memory, where that is much."""
         self._open_writer.insert(_table(row), values[_primary_key(row)], values, size)
 
     def update(self, row: type[Row], key: str, /, *, size: int = 0, **values: Any) -> None:

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from google.protobuf.message import Message
 from sqlalchemy import Connection, Engine, Table, bindparam
 from sqlalchemy.exc import OperationalError
 
@@ -22,8 +21,7 @@ RETRY_PAUSE = 0.25
 """Seconds after the first failed attempt; doubled after each."""
 
 Values = dict[str, Any]
-"""Column values by name. A protobuf message is serialised when it is written; it must not be
-changed any more."""
+"""Column values by name."""
 Key = tuple[str, Any]
 """A table's name and a primary key."""
 
@@ -169,7 +167,7 @@ class Writer:
         for table in self._tables:
             if keys := inserts.get(table.name):
                 blank = dict.fromkeys(table.columns.keys())
-                rows = [blank | _packed(batch.inserts[table.name, key]) for key in keys]
+                rows = [blank | batch.inserts[table.name, key] for key in keys]
                 connection.execute(table.insert(), rows)
         for table in self._tables:
             self._write_updates(connection, table, batch, updates.get(table.name, ()))
@@ -180,7 +178,7 @@ class Writer:
         """Rows of which the same columns change are one statement."""
         groups: defaultdict[tuple[str, ...], list[Values]] = defaultdict(list)
         for key in keys:
-            values = _packed(batch.updates[table.name, key])
+            values = batch.updates[table.name, key]
             groups[tuple(sorted(values))].append({"the_key": key} | values)
         (column,) = table.primary_key.columns
         for names, rows in groups.items():
@@ -197,10 +195,3 @@ def _by_table(keys: Iterable[Key]) -> Mapping[str, list[Any]]:
     for table, key in keys:
         grouped[table].append(key)
     return grouped
-
-
-def _packed(values: Values) -> Values:
-    return {
-        name: value.SerializeToString() if isinstance(value, Message) else value
-        for name, value in values.items()
-    }

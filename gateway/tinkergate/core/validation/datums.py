@@ -82,6 +82,8 @@ class _DatumRules:
         self._rule = rule
         self._inputs = InputRules(report, facts)
         self._values: dict[tuple[bool, int], Values] = {}
+        self._good_names: set[tuple[str, ...]] = set()
+        """Sets of inputs that were found good: all datums of a request have the same, as a rule."""
 
     def check(self, data: Sequence[Datum]) -> None:
         for i, datum in enumerate(data):
@@ -95,18 +97,19 @@ class _DatumRules:
     def _check_datum(self, field: str, datum: Datum) -> None:
         count = self._inputs.check(f"{field}.model_input", datum.model_input)
         tensors = datum.loss_fn_inputs
-        if self._rule is not None:
-            self._check_names(field, tensors, self._rule)
+        names = tuple(tensors)
+        if names not in self._good_names:
+            self._check_names(field, names)
         target_shape: Shape | None = None
-        if TARGETS in tensors:
+        if TARGETS in names:
             path = f'{field}.loss_fn_inputs["{TARGETS}"]'
             target_shape = self._check_tensor(path, tensors[TARGETS], is_tokens=True)
             if target_shape is not None and not self._is_target_shape(path, target_shape, count):
                 target_shape = None
-        for name, tensor in tensors.items():
+        for name in names:
             if name != TARGETS:
                 path = f'{field}.loss_fn_inputs["{name}"]'
-                shape = self._check_tensor(path, tensor, is_tokens=False)
+                shape = self._check_tensor(path, tensors[name], is_tokens=False)
                 if shape is not None:
                     self._check_shape(path, name, shape, target_shape, count)
         if datum.model_input_spans:
@@ -114,16 +117,21 @@ class _DatumRules:
         if datum.loss_fn_input_spans:
             _check_spans(self._report, f"{field}.loss_fn_input_spans", datum.loss_fn_input_spans)
 
-    def _check_names(self, field: str, tensors: Mapping[str, Tensor], rule: LossRule) -> None:
-        for name in sorted(rule.required.difference(tensors)):
+    def _check_names(self, field: str, names: tuple[str, ...]) -> None:
+        if self._rule is None:
+            return
+        missing = sorted(self._rule.required.difference(names))
+        unknown = sorted(set(names) - self._rule.allowed)
+        known = ", ".join(sorted(self._rule.allowed)) or "none"
+        for name in missing:
             self._report.add(f'{field}.loss_fn_inputs["{name}"]', "is missing; the loss needs it")
-        if not rule.allowed.issuperset(tensors):
-            known = ", ".join(sorted(rule.allowed)) or "none"
-            for name in sorted(set(tensors) - rule.allowed):
-                self._report.add(
-                    f'{field}.loss_fn_inputs["{name}"]',
-                    f"is not an input of this loss; there are: {known}",
-                )
+        for name in unknown:
+            self._report.add(
+                f'{field}.loss_fn_inputs["{name}"]',
+                f"is not an input of this loss; there are: {known}",
+            )
+        if not missing and not unknown:
+            self._good_names.add(names)
 
     def _is_target_shape(self, path: str, shape: Shape, count: int | None) -> bool:
         if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] < 1):
@@ -172,7 +180,7 @@ class _DatumRules:
                 f"{DTYPE_NAMES[dtype]}",
             )
             return None
-        if min(shape) < 0 or math.prod(shape) != elements:
+        if shape != (elements,) and (min(shape) < 0 or math.prod(shape) != elements):
             self._report.add(path, f"has shape {list(shape)}, but {elements} elements")
             return None
         self._values_of(dtype, is_tokens=is_tokens).add(path, packed)

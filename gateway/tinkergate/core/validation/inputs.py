@@ -30,8 +30,8 @@ class InputRules:
         empty = True
         for i, chunk in enumerate(chunks):
             empty = False
-            if chunk.HasField("encoded_text"):
-                packed = chunk.encoded_text.tokens
+            packed = chunk.encoded_text.tokens
+            if packed or chunk.HasField("encoded_text"):
                 if len(packed) % 4:
                     self._report.add(
                         f"{field}[{i}].encoded_text.tokens",
