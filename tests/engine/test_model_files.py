@@ -170,6 +170,22 @@ def test_an_unreachable_hub_is_told(files: ModelFiles, monkeypatch: pytest.Monke
         files.path("nobody/nothing-here")
 
 
+def test_a_hub_id_that_was_downloaded_before_needs_no_hub(
+    files: ModelFiles, micro_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--someone--micro"
+    snapshot = repository / "snapshots" / "0123abcd"
+    shutil.copytree(micro_model_dir, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert files.path("someone/micro") == snapshot
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert files.add("mine", "someone/micro").folder == snapshot
+    with pytest.raises(GatewayError, match="there is no base model 'someone/ill--formed'"):
+        files.path("someone/ill--formed")
+
+
 def test_a_damaged_list_of_models_is_told(files: ModelFiles, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models.json").write_text("{")

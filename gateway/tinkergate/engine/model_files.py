@@ -212,9 +212,10 @@ def _downloaded(hub_id: str) -> Path | None:
     if not _HUB_ID.fullmatch(hub_id):
         return None
     try:
-        return Path(snapshot_download(hub_id, local_files_only=True))
-    except LocalEntryNotFoundError:
+        folder = snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS, local_files_only=True)
+    except (LocalEntryNotFoundError, ValueError):  # the latter for ids that the hub refuses
         return None
+    return Path(folder)
 
 
 def _download(hub_id: str, report: Report) -> Path:
@@ -231,7 +232,7 @@ def _download(hub_id: str, report: Report) -> Path:
             f"{hub_id!r} is no folder here, and the hub cannot be reached to download it; "
             "give the path of a folder instead",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise GatewayError(
             Kind.NOT_FOUND,
             ErrorReason.ERROR_REASON_BASE_MODEL_NOT_FOUND,
