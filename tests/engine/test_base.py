@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -233,6 +235,21 @@ def test_a_folder_without_a_causal_model(tmp_path: Path) -> None:
     T5Config().save_pretrained(tmp_path)
     with pytest.raises(GatewayError):
         BaseModel.load(tmp_path)
+
+
+def test_missing_and_damaged_weights_are_not_made_up(micro_model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(micro_model_dir, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        GatewayError, match=r"lacks the weights 'model.layers.1.mlp.up_proj.weight'"
+    ):
+        BaseModel.load(folder)
+    (folder / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(GatewayError, match="does not hold a causal language model"):
+        BaseModel.load(folder)
 
 
 def test_numbers_that_differ_from_the_models_own_are_refused(

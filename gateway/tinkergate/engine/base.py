@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +20,9 @@ from tinkergate.errors import ErrorReason, GatewayError, Kind, unsupported
 _PROBE_LENGTHS = (7, 5)
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """How far logits may be from those of the model's own forward, as a part of the largest logit."""
+
+_VOCABULARY_PIECE = 8192
+"""How many tokens' unembeddings are widened to float32 at once."""
 
 _ROPE_OF_THE_ROW = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that depend on the longest sequence of a pass: on a sequence's neighbours."""
@@ -54,7 +58,7 @@ class BaseModel:
         self.name = name
         self.arch: str = type(hf).__name__
         self.vocab_size: int = text.vocab_size
-        self.max_context: int = text.max_position_embeddings
+        self.max_context = _max_context(text)
         """The most tokens of one sequence."""
         self.eos_token_ids = _eos_token_ids(hf)
         self.num_layers: int = text.num_hidden_layers
@@ -88,19 +92,19 @@ class BaseModel:
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             _check_config(config.get_text_config())
-            hf = AutoModelForCausalLM.from_pretrained(
+            hf, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
                 attn_implementation=ATTENTION,
                 local_files_only=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise GatewayError(
-                Kind.PRECONDITION,
-                ErrorReason.ERROR_REASON_BASE_MODEL_NOT_FOUND,
-                f"{folder} does not hold a causal language model that can be loaded: {error}",
-            ) from error
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise _no_model(folder, str(error)) from error
+        if info["missing_keys"]:
+            # `transformers` would go on with random numbers in their place.
+            raise _no_model(folder, f"it lacks the weights {min(info['missing_keys'])!r}")
         hf = hf.to(device).eval().requires_grad_(False)
         if not hf._supports_attention_backend:
             raise _unsupported(f"the attention code of {type(hf).__name__}")
@@ -128,8 +132,9 @@ class BaseModel:
         """The logits of states (N, width) under the active adapter, float32 (N, vocabulary)."""
         weight, bias, lora = self.unembedding()
         states = hidden.float()
-        # In float32 whatever the model's dtype: bfloat16 would round logprobs to steps of 0.03.
-        logits = linear(states, weight.float(), None if bias is None else bias.float())
+        logits = _float32_product(states, weight)
+        if bias is not None:
+            logits = logits + bias
         if lora is not None:
             logits = torch.addmm(logits, states @ lora.a.T, lora.b.T, alpha=lora.scale)
         return logits
@@ -219,11 +224,36 @@ def _logit_scale(config: Any) -> float:
     return float(getattr(config, "logit_scale", None) or 1)
 
 
+def _float32_product(states: Tensor, weight: Tensor) -> Tensor:
+    """states @ weight.T in float32. In bfloat16 logprobs would be rounded to steps of 0.03. In
+    pieces, so that a bfloat16 weight is never there a second time as float32."""
+    if weight.dtype == torch.float32:
+        return linear(states, weight)
+    pieces = torch.split(weight, _VOCABULARY_PIECE)
+    return torch.cat([linear(states, piece.float()) for piece in pieces], dim=1)
+
+
+def _max_context(config: Any) -> int:
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise _unsupported("no stated context length (max_position_embeddings)")
+    return length
+
+
 def _eos_token_ids(hf: Any) -> frozenset[int]:
     ids = getattr(hf.generation_config, "eos_token_id", None)
     if ids is None:
         ids = hf.config.get_text_config().eos_token_id
     return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _no_model(folder: Path, why: str) -> GatewayError:
+    return GatewayError(
+        Kind.PRECONDITION,
+        ErrorReason.ERROR_REASON_BASE_MODEL_NOT_FOUND,
+        f"{folder} does not hold a causal language model that can be loaded: {why}",
+        backend="local",
+    )
 
 
 def _unsupported(feature: str) -> GatewayError:

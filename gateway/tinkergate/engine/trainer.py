@@ -26,9 +26,9 @@ from tinkergate.engine.optimizer import AdamSettings, AdamW, OptimizerState, che
 from tinkergate.engine.packing import pack
 from tinkergate_kernels import linear_logprob
 
-TOKENS_PER_MICRO_BATCH = 2048
-"""The default token budget: enough to keep two cores busy, little enough that the activations of
-a small model take about a gigabyte."""
+TOKENS_PER_MICRO_BATCH = 1024
+"""The default token budget: enough to keep two cores busy, and little enough that other work on
+the engine's thread waits no more than a few seconds for a small model's micro-batch."""
 
 
 @dataclass(frozen=True)
