@@ -26,7 +26,7 @@ from tinkergate.core.gateway import Gateway
 from tinkergate.errors import GatewayError
 from tinkergate.ingress.grpc.address import Address, ListenError
 from tinkergate.ingress.grpc.door import GrpcDoor
-from tinkergate.store import DataDirInUseError, DataDirLock, Store
+from tinkergate.store import DataDirInUseError, DataDirLock, SchemaError, Store
 from tinkergate.telemetry import configure_logging, log_event
 
 CLOSING_TIME = 5.0
@@ -127,7 +127,7 @@ async def _serve(config: Config, announce: Callable[[Address], None]) -> None:
 def _explain(error: BaseException) -> str | None:
     """One line about a failure that the operator can mend; None for a fault of ours."""
     match error:
-        case StartError() | ListenError() | DataDirInUseError() | GatewayError():
+        case StartError() | ListenError() | DataDirInUseError() | SchemaError() | GatewayError():
             return " ".join(str(error).split())
         case SQLAlchemyError():
             return f"the store cannot be opened: {str(error).splitlines()[0]}"
