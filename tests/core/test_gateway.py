@@ -151,6 +151,7 @@ async def test_a_closing_gateway_finishes_what_runs_and_takes_nothing_new(
     session_id = model.split(":")[0]
     house.backend.gate.clear()
     running = await house.gateway.training.submit(make.forward_backward(model, 1.0, 1))
+    parked = await house.gateway.training.submit(make.forward_backward(model, 1.0, 3))
     closing = asyncio.create_task(house.gateway.close(30))
     await asyncio.sleep(0)
     for call in (
@@ -165,6 +166,8 @@ async def test_a_closing_gateway_finishes_what_runs_and_takes_nothing_new(
     await house.gateway.sessions.heartbeat(HeartbeatSessionRequest(session_id=session_id))
     repeat = await house.gateway.training.submit(make.forward_backward(model, 1.0, 1))
     assert repeat.name == running.name
+    # What it waits for is not taken any more.
+    assert (await house.wait(parked)).error.reason == ErrorReason.ERROR_REASON_SHUTTING_DOWN
     waiting = asyncio.create_task(house.wait(running))
     await asyncio.sleep(0)
     house.backend.gate.set()
@@ -226,5 +229,5 @@ async def test_a_start_that_fails_closes_what_it_opened(open_house: Any, tmp_pat
         await Gateway([first, second], store).start()
     assert first.events == ["start", "close"]
     assert second.events == []
-    with pytest.raises(RuntimeError, match="not open"):
+    with pytest.raises(GatewayError, match="store is closed"):
         store.load()

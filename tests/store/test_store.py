@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
+from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import (
     CheckpointRow,
     ModelRow,
@@ -238,5 +239,6 @@ def test_a_long_backlog_is_told(path: Path) -> None:
 
 
 def test_a_store_that_is_not_open_says_so(path: Path) -> None:
-    with pytest.raises(RuntimeError, match="not open"):
+    with pytest.raises(GatewayError, match="store is closed") as caught:
         Store(f"sqlite:///{path}").load()
+    assert caught.value.kind is Kind.UNAVAILABLE

@@ -130,6 +130,7 @@ class Gateway:
         """Refuse new work, give what is running `grace` seconds to end, stop the rest, then let go
         of everything. Waiting, looking and heartbeats go on until the end."""
         self._admission.close()
+        self.models.fail_parked(shutting_down())
         await self._drain(grace)
         self.models.abandon_all(shutting_down())
         self.sampling.stop_all(shutting_down())

@@ -337,6 +337,11 @@ class Models:
         self._live.pop(live.entry.model_id, None)
         self.note_state(live.entry, state)
 
+    def fail_parked(self, error: GatewayError) -> None:
+        """The gateway takes no more operations: fail those that wait for one."""
+        for live in self._live.values():
+            live.sequencer.fail_parked(error)
+
     def abandon_all(self, error: GatewayError) -> None:
         """The gateway stops: fail whatever waits."""
         for live in list(self._live.values()):

@@ -220,22 +220,30 @@ class Sequencer:
 
     def _fail_parked(self, why: str) -> None:
         """Fail all parked turns and go on after them."""
-        if not self._parked:
-            return
-        parked, self._parked = sorted(self._parked.items()), {}
-        self._next_seq = parked[-1][0] + 1
-        self._watch_gap()
-        for seq_id, turn in parked:
-            if turn is not None:
-                error = GatewayError(
-                    Kind.PRECONDITION,
-                    ErrorReason.ERROR_REASON_SEQUENCE_GAP,
-                    f"{why}, and the operation with seq_id {seq_id} had to come after it; the "
-                    f"next seq_id is {self._next_seq}",
-                    metadata={"next_seq_id": str(self._next_seq)},
-                )
-                self._fail(turn, error)
+        for turn in self._take_parked():
+            error = GatewayError(
+                Kind.PRECONDITION,
+                ErrorReason.ERROR_REASON_SEQUENCE_GAP,
+                f"{why}, and the operation with seq_id {turn.seq_id} had to come after it; the "
+                f"next seq_id is {self._next_seq}",
+                metadata={"next_seq_id": str(self._next_seq)},
+            )
+            self._fail(turn, error)
         self._note_idle()
+
+    def fail_parked(self, error: GatewayError) -> None:
+        """Fail all parked turns with `error`: what they wait for will not be taken any more."""
+        for turn in self._take_parked():
+            self._fail(turn, error)
+        self._note_idle()
+
+    def _take_parked(self) -> list[Turn[Any]]:
+        """The parked turns in order; the order goes on after them."""
+        parked, self._parked = sorted(self._parked.items()), {}
+        if parked:
+            self._next_seq = parked[-1][0] + 1
+        self._watch_gap()
+        return [turn for _, turn in parked if turn is not None]
 
     def cancel(self, turn: Turn[Any]) -> bool:
         """Ask that a turn take no effect. False if that is out of the question; after True it is
@@ -268,10 +276,9 @@ class Sequencer:
         """Fail all turns that wait with `error`, and cancel those that the backend has taken but
         not started. What runs goes on, unless it is to be stopped too. No turn must be placed
         after this."""
-        parked, self._parked = self._parked, {}
+        self.fail_parked(error)
         ready, self._ready = self._ready, deque()
-        self._watch_gap()
-        for turn in [*(t for _, t in sorted(parked.items()) if t is not None), *ready]:
+        for turn in ready:
             self._fail(turn, error)
         for turn in list(self._busy):
             if stop_running or not turn.has_started:

@@ -14,9 +14,11 @@ from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import undefer
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import schema
 from tinkergate.store.tables import CheckpointRow, ModelRow, OperationRow, Row, SessionRow
 from tinkergate.store.writer import Writer
+from tinkergate.v1 import ErrorReason
 
 MAX_BACKLOG_BYTES = 512 << 20
 
@@ -62,13 +64,13 @@ class Store:
     @property
     def _open_engine(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError("the store is not open")
+            raise _closed()
         return self._engine
 
     @property
     def _open_writer(self) -> Writer:
         if self._writer is None:
-            raise RuntimeError("the store is not open")
+            raise _closed()
         return self._writer
 
     def open(self) -> None:
@@ -137,6 +139,16 @@ class Store:
     async def flush(self) -> None:
         """Wait until everything that was changed before is written."""
         await asyncio.to_thread(self._open_writer.flush)
+
+
+def _closed() -> GatewayError:
+    """Calls come in until the very end."""
+    return GatewayError(
+        Kind.UNAVAILABLE,
+        ErrorReason.ERROR_REASON_SHUTTING_DOWN,
+        "the gateway's store is closed",
+        retry_after=1.0,
+    )
 
 
 def _table(row: type[Row]) -> Table:
