@@ -99,7 +99,7 @@ def _try_device(device: str | None) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter for CUDA that is not built in
         raise GatewayError(
-            Kind.PRECONDITION,
+            Kind.UNAVAILABLE,
             ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE,
             f"the device {device!r} cannot be used: {str(error).splitlines()[0]}",
         ) from error
