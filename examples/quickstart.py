@@ -97,7 +97,7 @@ def next_steps(checkpoint: str) -> str:
        {tinkergate} serve --data-dir {data_dir}
 
   1. Train on your own conversations, one JSON object a line:
-       {{"messages": [{{"role": "user", "content": "..."}}, {{"role": "assistant", "content": "..."}}]}}
+       {{"messages": [{{"role": "user", "content": "Q"}}, {{"role": "assistant", "content": "A"}}]}}
        {tinkergate} train yours.jsonl --epochs 3 --sample "A question"
 
   2. Ask the model, or score texts with it:
