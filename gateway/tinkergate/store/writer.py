@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 _log = logging.getLogger(__name__)
 
-LINGER = 0.01
+LINGER = 0.05
 """Seconds that the first change waits for others to be written with it."""
 ATTEMPTS = 4
 RETRY_PAUSE = 0.25
@@ -60,13 +60,19 @@ class Writer:
         """`tables` in an order in which rows may be inserted, each with one primary key column."""
         self._engine = engine
         self._tables = list(tables)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Waking a thread takes the interpreter away from the waker, so the writer is only woken
+        # by the first change of a batch, and while it lingers only by those in a hurry.
+        self._changed = threading.Condition(self._lock)
+        self._hurried = threading.Condition(self._lock)
+        self._progressed = threading.Condition(self._lock)
         self._batch = _Batch()
         self._writing_bytes = 0
         self._accepted = 0
         self._written = 0
         self._urgent = False
         self._closing = False
+        self._is_awake = False
         self.failures = 0
         """Batches that could not be written and are lost."""
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -79,57 +85,65 @@ class Writer:
 
     def insert(self, table: Table, key: Any, values: Values, size: int = 0) -> None:
         """Add a row. Columns that are not given are NULL."""
-        with self._changed:
+        with self._lock:
             self._batch.insert((table.name, key), values)
             self._note(size)
 
     def update(self, table: Table, key: Any, values: Values, size: int = 0) -> None:
         """Change some columns of a row."""
-        with self._changed:
+        with self._lock:
             self._batch.update((table.name, key), values)
             self._note(size)
 
     def delete(self, table: Table, key: Any) -> None:
         """Remove a row."""
-        with self._changed:
+        with self._lock:
             self._batch.delete((table.name, key))
             self._note(0)
 
     def _note(self, size: int) -> None:
         self._batch.size += size
         self._accepted += 1
-        self._changed.notify_all()
+        if not self._is_awake:
+            self._is_awake = True
+            self._changed.notify()
+
+    def _hurry(self) -> None:
+        self._changed.notify()
+        self._hurried.notify()
 
     def flush(self) -> None:
         """Wait until everything that was changed before is written (or given up)."""
-        with self._changed:
+        with self._lock:
             until = self._accepted
             self._urgent = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._written >= until)
+            self._hurry()
+            self._progressed.wait_for(lambda: self._written >= until)
 
     def close(self) -> None:
         """Write what is left and end the thread."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+            self._hurry()
         self._thread.join()
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
+                self._is_awake = False
                 self._changed.wait_for(lambda: self._batch or self._urgent or self._closing)
+                self._is_awake = True
                 if self._batch:
-                    self._changed.wait_for(lambda: self._urgent or self._closing, LINGER)
+                    self._hurried.wait_for(lambda: self._urgent or self._closing, LINGER)
                 batch, self._batch = self._batch, _Batch()
                 accepted, self._writing_bytes = self._accepted, batch.size
                 self._urgent = False
                 last = self._closing
             if batch:
                 self._write_surely(batch)
-            with self._changed:
+            with self._lock:
                 self._written, self._writing_bytes = accepted, 0
-                self._changed.notify_all()
+                self._progressed.notify_all()
                 if last and not self._batch:
                     return
 
@@ -146,8 +160,8 @@ class Writer:
                     _log.exception("could not write to the store; what waited is lost")
                     break
                 _log.warning("could not write to the store; trying again", exc_info=True)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closing, pause)
+                with self._lock:
+                    self._hurried.wait_for(lambda: self._closing, pause)
                 pause *= 2
             except Exception:
                 _log.exception("could not write to the store; what waited is lost")
