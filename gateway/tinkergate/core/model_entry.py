@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tinkergate.backends.base import ModelFacts
-from tinkergate.core.operation_table import Record
+from tinkergate.core.operation_record import Record
 from tinkergate.core.router import Route
 from tinkergate.core.sequencer import Sequencer
 from tinkergate.core.validation.facts import Facts

@@ -15,7 +15,8 @@ from tinkergate.core.faults import as_gateway_error
 from tinkergate.core.identity import conflict, request_hash
 from tinkergate.core.ids import model_id, operation_name, session_of
 from tinkergate.core.model_entry import LiveModel, ModelEntry
-from tinkergate.core.operation_table import OperationTable, Record
+from tinkergate.core.operation_record import Record
+from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.paging import page
 from tinkergate.core.router import Route, Router
 from tinkergate.core.sequencer import Sequencer

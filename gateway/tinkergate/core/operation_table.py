@@ -7,143 +7,36 @@ first; a record outlives its result, so that late callers learn what became of t
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from google.protobuf.message import Message
 
-from tinkergate.core.clock import Clock, set_time
+from tinkergate.core.clock import Clock
 from tinkergate.core.identity import conflict
+from tinkergate.core.operation_record import (
+    CANCELLED,
+    FAILED,
+    PARKED,
+    RUNNING,
+    SUCCEEDED,
+    Record,
+    set_result,
+)
 from tinkergate.core.settings import CoreSettings
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import OperationRow, Store
 from tinkergate.v1 import (
     ErrorReason,
-    Operation,
     OperationError,
     OperationKind,
     OperationState,
-    QueueState,
     WaitOperationResponse,
 )
 
-RESULTS: Final[dict[int, str]] = {
-    OperationKind.OPERATION_KIND_CREATE_MODEL: "create_model",
-    OperationKind.OPERATION_KIND_UNLOAD_MODEL: "unload_model",
-    OperationKind.OPERATION_KIND_FORWARD: "forward_backward",
-    OperationKind.OPERATION_KIND_FORWARD_BACKWARD: "forward_backward",
-    OperationKind.OPERATION_KIND_OPTIM_STEP: "optim_step",
-    OperationKind.OPERATION_KIND_SAVE_STATE: "save_state",
-    OperationKind.OPERATION_KIND_LOAD_STATE: "load_state",
-    OperationKind.OPERATION_KIND_SAVE_WEIGHTS_FOR_SAMPLER: "save_weights_for_sampler",
-}
-"""The field of Operation that holds the result of each kind."""
-
-_DONE: Final = frozenset(
-    {
-        OperationState.OPERATION_STATE_SUCCEEDED,
-        OperationState.OPERATION_STATE_FAILED,
-        OperationState.OPERATION_STATE_CANCELLED,
-    }
-)
-
-Tell = Callable[[], tuple[QueueState.ValueType, str]]
-Waiter = asyncio.Future[WaitOperationResponse | None]
-"""Is given the operation once it is done."""
-
-
-class Record:
-    """One operation."""
-
-    __slots__ = (
-        "answer",
-        "cancel",
-        "create_time",
-        "end_time",
-        "error",
-        "identity",
-        "kind",
-        "model_id",
-        "name",
-        "number",
-        "queue_state",
-        "request_hash",
-        "result_bytes",
-        "seq_id",
-        "start_time",
-        "state",
-        "stored",
-        "waiters",
-    )
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        number: int,
-        kind: OperationKind.ValueType,
-        model_id: str,
-        seq_id: int | None,
-        identity: str,
-        request_hash: bytes,
-        create_time: int,
-    ) -> None:
-        self.name = name
-        self.number = number
-        self.kind = kind
-        self.model_id = model_id
-        self.seq_id = seq_id
-        self.identity = identity
-        self.request_hash = request_hash
-        self.state: OperationState.ValueType = OperationState.OPERATION_STATE_QUEUED
-        self.create_time = create_time
-        self.start_time: int | None = None
-        self.end_time: int | None = None
-        self.error: OperationError | None = None
-        self.result_bytes = 0
-        self.answer: WaitOperationResponse | None = None
-        """The operation whole, once it is done, while its result is in memory. Never changed: all
-        who ask are given this same message, so a large result is copied once."""
-        self.stored = False
-        """Whether the result is to be had from the store."""
-        self.cancel: Callable[[], bool] | None = None
-        """Asks that the operation take no effect. False if that is out of the question."""
-        self.queue_state: Tell | None = None
-        """Why it waits, while it does."""
-        self.waiters: set[Waiter] = set()
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, one way or another."""
-        return self.state in _DONE
-
-    @property
-    def result_expired(self) -> bool:
-        """Whether there was a result that is no longer kept."""
-        return self.result_bytes > 0 and self.answer is None and not self.stored
-
-    def fill(self, operation: Operation) -> Operation:
-        """Write into `operation` what is known, but for the result; answers `operation`."""
-        operation.name = self.name
-        operation.kind = self.kind
-        operation.state = self.state
-        operation.model_id = self.model_id
-        if self.seq_id is not None:
-            operation.seq_id = self.seq_id
-        set_time(operation.create_time, self.create_time)
-        if self.start_time is not None:
-            set_time(operation.start_time, self.start_time)
-        if self.end_time is not None:
-            set_time(operation.end_time, self.end_time)
-        if self.error is not None:
-            operation.error.CopyFrom(self.error)
-        elif self.result_expired:
-            operation.result_expired = True
-        elif not self.done and self.queue_state is not None:
-            operation.queue_state, operation.queue_state_reason = self.queue_state()
-        return operation
+RESULT_OVERHEAD: Final = 1024
+"""Bytes that a result takes beside its own: small ones are mostly that."""
 
 
 class OperationTable:
@@ -164,7 +57,7 @@ class OperationTable:
 
     @property
     def kept_bytes(self) -> int:
-        """The size of all results that are kept."""
+        """What all results that are kept count against the budget."""
         return self._kept_bytes
 
     def __len__(self) -> int:
@@ -220,7 +113,7 @@ class OperationTable:
             create_time=self._clock.now(),
         )
         if parked:
-            record.state = OperationState.OPERATION_STATE_PARKED
+            record.state = PARKED
         self._next_number += 1
         self._records[name] = record
         if identity:
@@ -243,19 +136,19 @@ class OperationTable:
     def start(self, record: Record) -> None:
         """Work on the operation has begun."""
         if not record.done and record.start_time is None:
-            record.state = OperationState.OPERATION_STATE_RUNNING
+            record.state = RUNNING
             record.start_time = self._clock.now()
 
     def succeed(self, record: Record, result: Message) -> None:
         """The operation is done. `result` is copied. What has ended before stays as it is."""
         if record.done:
             return
-        record.state = OperationState.OPERATION_STATE_SUCCEEDED
+        record.state = SUCCEEDED
         answer = self._end(record)
         # Taking the size of a message costs as much as serialising it, so it is done once, for the
         # size, the store and the copy.
         packed = result.SerializeToString()
-        _set_result(answer, record.kind, packed)
+        set_result(answer, record.kind, packed)
         # At least 1, so that an empty result can expire like any other.
         record.result_bytes = max(1, len(packed))
         record.answer = answer
@@ -269,7 +162,7 @@ class OperationTable:
             start_time=record.start_time,
             end_time=record.end_time,
         )
-        self._wake(record, answer)
+        record.wake(answer)
         self._keep(record)
 
     def fail(self, record: Record, error: GatewayError) -> None:
@@ -277,14 +170,9 @@ class OperationTable:
         ended before stays as it is."""
         if record.done:
             return
-        record.state = (
-            OperationState.OPERATION_STATE_CANCELLED
-            if error.kind is Kind.CANCELLED
-            else OperationState.OPERATION_STATE_FAILED
-        )
+        record.state = CANCELLED if error.kind is Kind.CANCELLED else FAILED
         record.error = error.to_operation_error()
         answer = self._end(record)
-        record.answer = answer
         self._store.update(
             OperationRow,
             record.name,
@@ -293,7 +181,7 @@ class OperationTable:
             start_time=record.start_time,
             end_time=record.end_time,
         )
-        self._wake(record, answer)
+        record.wake(answer)
 
     def _end(self, record: Record) -> WaitOperationResponse:
         record.end_time = self._clock.now()
@@ -303,22 +191,16 @@ class OperationTable:
         record.fill(answer.operation)
         return answer
 
-    def _wake(self, record: Record, answer: WaitOperationResponse) -> None:
-        for waiter in record.waiters:
-            if not waiter.done():
-                waiter.set_result(answer)
-        record.waiters.clear()
-
     def _keep(self, record: Record) -> None:
         """Count a new result against the budget; the newest is kept whatever its size."""
         self._kept[record.name] = record
-        self._kept_bytes += record.result_bytes
+        self._kept_bytes += _weight(record)
         while self._kept_bytes > self._settings.result_byte_budget and len(self._kept) > 1:
             self._drop_result(next(iter(self._kept.values())))
 
     def _drop_result(self, record: Record) -> None:
         del self._kept[record.name]
-        self._kept_bytes -= record.result_bytes
+        self._kept_bytes -= _weight(record)
         record.answer = None
         record.stored = False
         self._store.update(OperationRow, record.name, result=None)
@@ -339,11 +221,11 @@ class OperationTable:
         """A result was read from the store."""
         record.stored = False
         if packed is None:
-            self._kept_bytes -= record.result_bytes
+            self._kept_bytes -= _weight(record)
             self._kept.pop(record.name, None)
             return
         answer = WaitOperationResponse()
-        _set_result(answer, record.kind, packed)
+        set_result(answer, record.kind, packed)
         record.answer = answer
         record.fill(answer.operation)
 
@@ -375,7 +257,7 @@ class OperationTable:
         del self._records[record.name]
         self._by_identity.pop(record.identity, None)
         if self._kept.pop(record.name, None) is not None:
-            self._kept_bytes -= record.result_bytes
+            self._kept_bytes -= _weight(record)
         self._store.delete(OperationRow, record.name)
 
     def forget_models(self, model_ids: Iterable[str]) -> None:
@@ -419,7 +301,6 @@ class OperationTable:
             self.fail(record, lost)
 
 
-def _set_result(answer: WaitOperationResponse, kind: int, packed: bytes) -> None:
-    held: Message = getattr(answer.operation, RESULTS[kind])
-    held.MergeFromString(packed)
-    held.SetInParent()
+def _weight(record: Record) -> int:
+    """What a kept result counts against the budget."""
+    return record.result_bytes + RESULT_OVERHEAD

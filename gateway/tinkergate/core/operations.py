@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from tinkergate.core.ids import session_of
-from tinkergate.core.operation_table import OperationTable, Record, Waiter
+from tinkergate.core.operation_record import Record
+from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.paging import page
 from tinkergate.core.sessions import Sessions
 from tinkergate.core.settings import CoreSettings
@@ -59,19 +58,8 @@ class Operations:
             return await self._wait(record, limit)
 
     async def _wait(self, record: Record, limit: float) -> WaitOperationResponse:
-        if not record.done and limit > 0:
-            loop = asyncio.get_running_loop()
-            waiter: Waiter = loop.create_future()
-            record.waiters.add(waiter)
-            timer = loop.call_later(limit, _give_up, waiter)
-            try:
-                answer = await waiter
-            finally:
-                timer.cancel()
-                record.waiters.discard(waiter)
-            if answer is not None:
-                return answer
-        return await self._table.answer(record)
+        answer = await record.ended(limit)
+        return answer or await self._table.answer(record)
 
     async def list(self, request: ListOperationsRequest) -> ListOperationsResponse:
         """Answer ListOperations."""
@@ -98,8 +86,3 @@ class Operations:
             await self._wait(record, self._settings.max_wait)
         answer = await self._table.answer(record)
         return CancelOperationResponse(operation=answer.operation)
-
-
-def _give_up(waiter: Waiter) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

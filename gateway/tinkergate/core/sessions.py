@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from tinkergate.core.admission import Admission
 from tinkergate.core.clock import Clock, set_time
@@ -30,11 +31,14 @@ from tinkergate.v1 import (
     SessionState,
 )
 
+_ACTIVE: Final = SessionState.SESSION_STATE_ACTIVE
+
 
 class SessionEntry:
     """One session."""
 
     __slots__ = (
+        "active",
         "calls",
         "end_time",
         "heard_at",
@@ -55,16 +59,12 @@ class SessionEntry:
         self.calls = 0
         """Calls that are being held; a session with one is not silent."""
         self.end_time: int | None = None
+        self.active = message.state == _ACTIVE
 
     @property
     def session_id(self) -> str:
         """The id."""
         return self.message.session_id
-
-    @property
-    def active(self) -> bool:
-        """Whether it is in use."""
-        return self.message.state == SessionState.SESSION_STATE_ACTIVE
 
 
 OnEnd = Callable[[str], None]
@@ -106,7 +106,7 @@ class Sessions:
     def _add(self, request: CreateSessionRequest, hashed: bytes) -> SessionEntry:
         message = Session(
             session_id=new_session_id(),
-            state=SessionState.SESSION_STATE_ACTIVE,
+            state=_ACTIVE,
             tags=request.tags,
             user_metadata=request.user_metadata,
             display_name=request.display_name,
@@ -168,9 +168,17 @@ class Sessions:
 
     def _render(self, entry: SessionEntry) -> Session:
         """The session as an answer. `entry.message` itself goes on changing."""
+        self._note_heard(entry)
         message = Session()
         message.CopyFrom(entry.message)
         return message
+
+    def _note_heard(self, entry: SessionEntry) -> None:
+        """Write down when the session was last heard of. Not done at each call, because calls are
+        many and those who ask are few."""
+        if entry.active:
+            silence = round((self._clock.elapsed() - entry.heard_at) * 1e9)
+            set_time(entry.message.last_heartbeat_time, self._clock.now() - silence)
 
     def _require(self, session_id: str) -> SessionEntry:
         entry = self._entries.get(session_id)
@@ -206,7 +214,6 @@ class Sessions:
         entry = self._entries.get(session_id)
         if entry is not None and entry.active:
             entry.heard_at = self._clock.elapsed()
-            set_time(entry.message.last_heartbeat_time, self._clock.now())
 
     @contextmanager
     def calling(self, session_id: str) -> Iterator[None]:
@@ -245,7 +252,9 @@ class Sessions:
                 self._forget(entry)
 
     def _end(self, entry: SessionEntry, state: SessionState.ValueType) -> None:
+        self._note_heard(entry)
         entry.message.state = state
+        entry.active = False
         entry.end_time = self._clock.now()
         self._store.update(
             SessionRow,
@@ -280,4 +289,5 @@ class Sessions:
                 self._by_request[row.request_id] = entry
             self._next_number = row.number + 1
             if entry.active:
+                entry.active = False
                 self._end(entry, SessionState.SESSION_STATE_EXPIRED)

@@ -11,7 +11,8 @@ from tinkergate.core.identity import hash_and_size
 from tinkergate.core.ids import operation_name
 from tinkergate.core.model_entry import LiveModel
 from tinkergate.core.models import Models
-from tinkergate.core.operation_table import OperationTable, Record
+from tinkergate.core.operation_record import QUEUED, Record
+from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.outcomes import Outcome, Outcomes
 from tinkergate.core.sequencer import Turn
 from tinkergate.core.sessions import Sessions
@@ -23,7 +24,6 @@ from tinkergate.v1 import (
     LoadStateRequest,
     Operation,
     OperationKind,
-    OperationState,
     OptimStepRequest,
     SaveStateRequest,
     SaveWeightsForSamplerRequest,
@@ -133,7 +133,7 @@ class _TrainingTurn(Turn[TrainingResult]):
 
     def released(self) -> None:
         """Those before it have arrived."""
-        self.record.state = OperationState.OPERATION_STATE_QUEUED
+        self.record.state = QUEUED
 
     def started(self) -> None:
         """The backend works on it."""

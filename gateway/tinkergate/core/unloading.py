@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tinkergate.backends.base import OnStart
 from tinkergate.core.model_entry import LiveModel
-from tinkergate.core.operation_table import OperationTable, Record
+from tinkergate.core.operation_record import Record
+from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.sequencer import Turn
 from tinkergate.errors import GatewayError
 
