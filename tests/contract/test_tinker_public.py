@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinkergate import v1
@@ -155,7 +155,7 @@ def assert_same(source: Message, target: type[Message]) -> None:
 
 
 @pytest.mark.parametrize("name", COMPATIBLE)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60)
 @given(data=st.data())
 def test_what_tinker_writes_we_read_and_write(
     tinker_public: Classes, name: str, data: st.DataObject
@@ -164,7 +164,7 @@ def test_what_tinker_writes_we_read_and_write(
 
 
 @pytest.mark.parametrize("name", COMPATIBLE)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60)
 @given(data=st.data())
 def test_what_we_write_tinker_reads_and_writes(
     tinker_public: Classes, name: str, data: st.DataObject

@@ -79,7 +79,7 @@ def test_tests_are_no_packages_and_mirror_the_rooms(root: Path) -> None:
     stray = [
         file.relative_to(tests)
         for file in tests.rglob("*.py")
-        if "bench" not in file.parts
+        if not {"bench", "fixtures"} & set(file.relative_to(tests).parts)
         and file.name != "conftest.py"
         and not re.match(r"test_\w+\.py$", file.name)
     ]
