@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 from micro_model import write_micro_model
+
+# No test fails for being slow, and one that passed passes again.
+settings.register_profile(
+    "tinkergate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tinkergate")
 
 
 @pytest.fixture(scope="session")
