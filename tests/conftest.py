@@ -96,7 +96,7 @@ class GatewayProcess:
     def wait(self) -> int:
         """Wait for its end. Answers the exit code, negative for a signal that killed it."""
         try:
-            return self.process.wait(timeout=60)
+            return self.process.wait(timeout=180)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -121,6 +121,7 @@ class StartGateway(Protocol):
     def __call__(
         self,
         *flags: str,
+        engine: bool = True,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         wait: bool = True,
@@ -128,13 +129,15 @@ class StartGateway(Protocol):
 
 
 @pytest.fixture
-def start_gateway(micro_model_dir: Path, tmp_path: Path) -> Iterator[StartGateway]:
-    """Starts gateways that serve the micro model, with flags of the test's own. `folder` is for the
-    data and the log; by default each gateway gets one of its own. All are stopped at the end."""
+def start_gateway(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StartGateway]:
+    """Starts gateways with flags of the test's own: with the micro model, or without the engine,
+    which saves the seconds that loading PyTorch takes. `folder` is for the data and the log; by
+    default each gateway gets one of its own. All are stopped at the end."""
     started: list[GatewayProcess] = []
 
     def start(
         *flags: str,
+        engine: bool = True,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         wait: bool = True,
@@ -142,9 +145,12 @@ def start_gateway(micro_model_dir: Path, tmp_path: Path) -> Iterator[StartGatewa
         if folder is None:
             folder = tmp_path / f"gateway-{len(started)}"
         folder.mkdir(exist_ok=True)
-        gateway = GatewayProcess(
-            folder, ["--model", str(micro_model_dir), *flags], environment or {}
-        )
+        settings = dict(environment or {})
+        if engine:
+            flags = ("--model", str(request.getfixturevalue("micro_model_dir")), *flags)
+        else:
+            settings["TINKERGATE_ENGINE_ENABLED"] = "false"
+        gateway = GatewayProcess(folder, list(flags), settings)
         started.append(gateway)
         if wait:
             gateway.wait_until_listening()

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tinkergate import __version__
 from tinkergate.v1 import CapabilitiesServiceStub, GetCapabilitiesRequest
 
 HEAVY = ("torch", "transformers", "grpc", "google.protobuf", "sqlalchemy", "numpy", "pydantic")
@@ -47,8 +48,6 @@ def test_help_loads_nothing_heavy():
 
 
 def test_version_and_help():
-    from tinkergate import __version__
-
     assert run("--version").stdout == f"tinkergate {__version__}\n"
     shown = run("--help")
     assert shown.returncode == 0
@@ -64,12 +63,12 @@ def test_a_flag_that_does_not_exist_is_a_usage_error():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_announces_its_address_and_ends_with_0_on_a_signal(start_gateway, number):
-    gateway = start_gateway()
+    gateway = start_gateway(engine=False)
     assert gateway.address.startswith("127.0.0.1:")
     assert not gateway.address.endswith(":0")
     with grpc.insecure_channel(gateway.address) as channel:
         capabilities = CapabilitiesServiceStub(channel).GetCapabilities(GetCapabilitiesRequest())
-    assert capabilities.default_model
+    assert capabilities.gateway_version == __version__
     gateway.signal(number)
     assert gateway.wait() == 0
     events = [line["event"] for line in gateway.events() if line["logger"] == "tinkergate.server"]
@@ -79,31 +78,30 @@ def test_it_announces_its_address_and_ends_with_0_on_a_signal(start_gateway, num
 def test_a_port_that_is_taken_is_told_in_a_line(start_gateway):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        gateway = start_gateway("--grpc", f"127.0.0.1:{port}", wait=False)
+        gateway = start_gateway("--grpc", f"127.0.0.1:{port}", wait=False, engine=False)
         assert refusal(gateway, 1) == (
             f"port {port} is in use; another gateway? try --grpc 127.0.0.1:0"
         )
 
 
 def test_a_data_folder_in_use_is_told_in_a_line(start_gateway):
-    first = start_gateway()
-    second = start_gateway("--data-dir", str(first.data_dir), wait=False)
+    first = start_gateway(engine=False)
+    second = start_gateway("--data-dir", str(first.data_dir), wait=False, engine=False)
     assert f"process {first.process.pid}" in refusal(second, 1)
     assert first.stop() == 0
-    third = start_gateway("--data-dir", str(first.data_dir))
+    third = start_gateway("--data-dir", str(first.data_dir), engine=False)
     assert third.stop() == 0
 
 
 def test_a_data_folder_that_cannot_be_made_is_told_in_a_line(start_gateway, tmp_path):
     (tmp_path / "file").write_text("")
-    gateway = start_gateway("--data-dir", str(tmp_path / "file" / "data"), wait=False)
+    gateway = start_gateway("--data-dir", str(tmp_path / "file" / "data"), wait=False, engine=False)
     assert refusal(gateway, 1) == f"{tmp_path / 'file' / 'data'}: Not a directory"
 
 
 def test_a_store_that_cannot_be_opened_is_told_in_a_line(start_gateway):
-    gateway = start_gateway(
-        wait=False, environment={"TINKERGATE_STORE_URL": "nosuchdb://user:pass@host/db"}
-    )
+    environment = {"TINKERGATE_STORE_URL": "nosuchdb://user:pass@host/db"}
+    gateway = start_gateway(engine=False, wait=False, environment=environment)
     line = refusal(gateway, 1)
     assert line.startswith("the store cannot be opened: ")
     assert "pass" not in line
@@ -115,7 +113,7 @@ def test_a_model_that_cannot_be_found_is_told_in_a_line(start_gateway, tmp_path)
 
 
 def test_an_open_address_is_refused_with_the_ways_out(start_gateway):
-    gateway = start_gateway("--grpc", "0.0.0.0:0", wait=False)
+    gateway = start_gateway("--grpc", "0.0.0.0:0", wait=False, engine=False)
     line = refusal(gateway, 1)
     for way in ("--tls-cert", "TINKERGATE_API_KEY", "--tls-client-ca", "--allow-insecure-bind"):
         assert way in line
@@ -124,14 +122,16 @@ def test_an_open_address_is_refused_with_the_ways_out(start_gateway):
 def test_a_bad_configuration_is_a_usage_error_in_a_line(start_gateway, tmp_path):
     file = tmp_path / "gateway.toml"
     file.write_text("[grpc]\nlisten_on = '127.0.0.1:0'\n")
-    gateway = start_gateway("--config", str(file), wait=False)
+    gateway = start_gateway("--config", str(file), wait=False, engine=False)
     assert refusal(gateway, 2).startswith(f"{file}: there is no setting 'grpc.listen_on'")
 
 
 def test_flags_reach_the_gateway(start_gateway, tmp_path):
     file = tmp_path / "gateway.toml"
     file.write_text("[limits]\nmax_wait = 7\n[log]\nlevel = 'debug'\n")
-    gateway = start_gateway("--config", str(file), "--log-level", "error", "--no-reflection")
+    gateway = start_gateway(
+        "--config", str(file), "--log-level", "error", "--no-reflection", engine=False
+    )
     with grpc.insecure_channel(gateway.address) as channel:
         stub = CapabilitiesServiceStub(channel)
         limits = stub.GetCapabilities(GetCapabilitiesRequest()).limits
@@ -146,7 +146,7 @@ def test_flags_reach_the_gateway(start_gateway, tmp_path):
 
 
 def test_the_key_of_the_environment_is_asked_for(start_gateway):
-    gateway = start_gateway(environment={"TINKERGATE_API_KEY": "right"})
+    gateway = start_gateway(engine=False, environment={"TINKERGATE_API_KEY": "right"})
     with grpc.insecure_channel(gateway.address) as channel:
         stub = CapabilitiesServiceStub(channel)
         for metadata in ((), [("authorization", "Bearer wrong")]):
@@ -154,7 +154,7 @@ def test_the_key_of_the_environment_is_asked_for(start_gateway):
                 stub.GetCapabilities(GetCapabilitiesRequest(), metadata=metadata)
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         right = [("authorization", "Bearer right")]
-        assert stub.GetCapabilities(GetCapabilitiesRequest(), metadata=right).models
+        assert stub.GetCapabilities(GetCapabilitiesRequest(), metadata=right).gateway_version
     assert "right" not in gateway.log()
 
 
@@ -165,7 +165,7 @@ def test_it_runs_as_a_module_and_as_a_command():
 
 
 def test_human_logs_are_for_people(start_gateway):
-    gateway = start_gateway("--log-format", "human")
+    gateway = start_gateway("--log-format", "human", engine=False)
     assert gateway.stop() == 0
     first = gateway.log().splitlines()[0]
     assert f"listening grpc={gateway.address}" in first

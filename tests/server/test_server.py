@@ -85,7 +85,7 @@ async def test_two_gateways_do_not_share_a_data_folder(config):
 
 
 def test_without_the_engine_pytorch_is_never_loaded(start_gateway):
-    gateway = start_gateway(environment={"TINKERGATE_ENGINE_ENABLED": "false"})
+    gateway = start_gateway(engine=False)
     maps = Path(f"/proc/{gateway.process.pid}/maps")
     if not maps.exists():
         pytest.skip("no /proc here")

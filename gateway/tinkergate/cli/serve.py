@@ -115,7 +115,6 @@ def serve(
     # gRPC's own lines (of handshakes that fail, say) would be no JSON. It reads this when loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from tinkergate.config import ConfigError, load_config
-    from tinkergate.server import StartError, run
 
     flags = {
         "grpc.listen": grpc,
@@ -131,9 +130,14 @@ def serve(
         "log.format": log_format and log_format.value,
     }
     try:
-        run(load_config(flags, file=config), _announce)
+        settings = load_config(flags, file=config)
     except ConfigError as error:
         raise CommandFailed(str(error), USAGE) from error
+
+    from tinkergate.server import StartError, run
+
+    try:
+        run(settings, _announce)
     except StartError as error:
         raise CommandFailed(str(error), FAILED) from error
 
