@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tinkergate.core.router import Router
-from tinkergate.errors import GatewayError
+from tinkergate.errors import GatewayError, Kind
 from tinkergate.v1 import ErrorReason, SupportedModel
 
 
@@ -55,3 +55,21 @@ async def test_unknown_backend(open_house: Any, tmp_path: Path) -> None:
 async def test_two_backends_of_one_name_are_a_mistake(open_house: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="same name"):
         Router(await backends(open_house, tmp_path, "first", "first"))
+
+
+async def test_a_backend_that_does_not_answer_keeps_its_models(
+    open_house: Any, tmp_path: Path
+) -> None:
+    first, second = await backends(open_house, tmp_path, "first", "second")
+    router = Router([first, second])
+    await router.refresh()
+
+    async def silent() -> list[SupportedModel]:
+        raise GatewayError(
+            Kind.UNAVAILABLE, ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE, "no route"
+        )
+
+    first.models = silent
+    await router.refresh()
+    assert (await router.route("small", "first")).backend is first
+    assert (await router.route("small", "second")).backend is second

@@ -148,13 +148,14 @@ class CheckpointRegistry:
             self._store.delete(CheckpointRow, path)
 
     def expired(self) -> list[CheckpointEntry]:
-        """Checkpoints whose time is over."""
+        """Checkpoints whose time is over, but for those that are being saved anew."""
         now = self._clock.now()
         return [
             entry
             for entry in self._entries.values()
             if entry.message.HasField("expire_time")
             and nanoseconds(entry.message.expire_time) <= now
+            and entry.message.path not in self._saving
         ]
 
     def restore(self, rows: Sequence[CheckpointRow]) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable
 
 from tinkergate.core.admission import Admission
-from tinkergate.core.checkpoint_registry import CheckpointRegistry
+from tinkergate.core.checkpoint_registry import CheckpointEntry, CheckpointRegistry
 from tinkergate.core.clock import Clock, set_time
 from tinkergate.core.ids import WEIGHTS, CheckpointPath, new_import_id, session_of
 from tinkergate.core.importing import receive
@@ -82,19 +82,21 @@ class Checkpoints:
         """Answer DeleteCheckpoint. Raises INVALID or NOT_FOUND."""
         path = parse_checkpoint_path("path", request.path)
         self._sessions.heard(session_of(path.model_id))
-        await self._delete(self._registry.require(request.path).message)
+        await self._delete(self._registry.require(request.path))
         return DeleteCheckpointResponse()
 
-    async def _delete(self, checkpoint: Checkpoint) -> None:
-        await self._router.backend(checkpoint.backend).delete_checkpoint(checkpoint.path)
-        self._registry.remove(checkpoint.path)
+    async def _delete(self, entry: CheckpointEntry) -> None:
+        path = entry.message.path
+        await self._router.backend(entry.message.backend).delete_checkpoint(path)
+        if self._registry.find(path) is entry:
+            self._registry.remove(path)
 
     async def reap(self) -> None:
         """Remove the checkpoints whose time is over. One that cannot be removed now is tried again
         the next time."""
         for entry in self._registry.expired():
             try:
-                await self._delete(entry.message)
+                await self._delete(entry)
             except GatewayError:
                 _log.warning("could not remove %s", entry.message.path, exc_info=True)
 

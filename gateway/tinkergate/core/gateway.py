@@ -13,6 +13,7 @@ from tinkergate.core.background import Background
 from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.checkpoints import Checkpoints
 from tinkergate.core.clock import Clock
+from tinkergate.core.model_book import ModelBook
 from tinkergate.core.models import Models
 from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.operations import Operations
@@ -61,17 +62,18 @@ class Gateway:
         self._admission = Admission(settings, store)
         self._router = Router(backends)
         self._table = OperationTable(settings, store, clock)
+        self._book = ModelBook(store)
         self._registry = CheckpointRegistry(store, clock)
 
         self.sessions = Sessions(settings, store, clock, self._admission)
         self.models = Models(
             settings,
-            store,
             clock,
             self._admission,
             self._router,
             self.sessions,
             self._table,
+            self._book,
             self._registry,
             self._background,
         )
@@ -82,9 +84,9 @@ class Gateway:
             clock,
             self._admission,
             self.sessions,
-            self.models,
+            self._book,
             self._table,
-            Outcomes(self.models, self.samplers, self._registry),
+            Outcomes(self._book, self.samplers, self._registry),
         )
         self.operations = Operations(settings, self._table, self.sessions)
         sources = Sources(self._router, self.samplers, self._registry)
@@ -122,7 +124,9 @@ class Gateway:
     async def _restore(self) -> None:
         contents = await asyncio.to_thread(self._store.load)
         self.sessions.restore(contents.sessions)
-        self.models.restore(contents.models)
+        self._book.restore(contents.models)
+        for row in contents.models:
+            self.sessions.note_model(row.session_id, row.model_id)
         self._registry.restore(contents.checkpoints)
         self._table.restore(contents.operations, _lost())
 

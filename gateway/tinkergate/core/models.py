@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 
 from tinkergate.backends.base import Backend, ModelFacts, ModelSpec
@@ -13,8 +12,9 @@ from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.clock import Clock, set_time
 from tinkergate.core.faults import as_gateway_error
 from tinkergate.core.identity import conflict, request_hash
-from tinkergate.core.ids import model_id, operation_name, session_of
-from tinkergate.core.model_entry import LiveModel, ModelEntry
+from tinkergate.core.ids import model_id, operation_name
+from tinkergate.core.model_book import ModelBook
+from tinkergate.core.model_entry import LiveModel
 from tinkergate.core.operation_record import Record
 from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.paging import page
@@ -26,7 +26,6 @@ from tinkergate.core.unloading import UnloadTurn
 from tinkergate.core.validation.facts import Facts
 from tinkergate.core.validation.models import ADAMW, check_create_model, check_model_config
 from tinkergate.errors import GatewayError, Kind, cancelled, invalid_field
-from tinkergate.store import ModelRow, Store
 from tinkergate.v1 import (
     CheckpointSource,
     CreateModelRequest,
@@ -48,32 +47,29 @@ from tinkergate.v1 import (
 
 
 class Models:
-    """All models: those that a backend has, and those that are only remembered."""
+    """The RPCs of ModelService, and what the end of a session or of the gateway does to models."""
 
     def __init__(
         self,
         settings: CoreSettings,
-        store: Store,
         clock: Clock,
         admission: Admission,
         router: Router,
         sessions: Sessions,
         table: OperationTable,
+        book: ModelBook,
         registry: CheckpointRegistry,
         background: Background,
     ) -> None:
         self._settings = settings
-        self._store = store
         self._clock = clock
         self._admission = admission
         self._router = router
         self._sessions = sessions
         self._table = table
+        self._book = book
         self._registry = registry
         self._background = background
-        self._entries: dict[str, ModelEntry] = {}
-        self._live: dict[str, LiveModel] = {}
-        self._next_number = 1
         sessions.on_end.append(self._session_ended)
         sessions.on_forget.append(self._session_forgotten)
 
@@ -138,18 +134,8 @@ class Models:
         )
         set_time(message.create_time, self._clock.now())
         set_time(message.last_request_time, self._clock.now())
-        entry = ModelEntry(self._next_number, message)
-        self._next_number += 1
-        self._entries[new_id] = entry
+        entry = self._book.add(message)
         self._sessions.note_model(request.session_id, new_id)
-        self._store.insert(
-            ModelRow,
-            model_id=new_id,
-            number=entry.number,
-            session_id=request.session_id,
-            state=message.state,
-            message=message.SerializeToString(),
-        )
         record = self._table.add(
             name=operation_name(new_id, "create"),
             kind=OperationKind.OPERATION_KIND_CREATE_MODEL,
@@ -160,7 +146,7 @@ class Models:
         depth = backend.capabilities().pipeline_depth
         sequencer = Sequencer(new_id, depth, self._settings, self._admission)
         live = LiveModel(entry, route, sequencer, record)
-        self._live[new_id] = live
+        self._book.enter(live)
         spec = ModelSpec(
             model_id=new_id,
             base_model=route.model.name,
@@ -179,11 +165,11 @@ class Models:
         session_id = request.session_id
         if request.HasField("model_seq_id"):
             new_id = model_id(session_id, request.model_seq_id)
-            if new_id in self._entries:
+            if new_id in self._book:
                 raise conflict(f"model_seq_id {request.model_seq_id} of session {session_id!r}")
             return new_id
         number = 0
-        while (new_id := model_id(session_id, number)) in self._entries:
+        while (new_id := model_id(session_id, number)) in self._book:
             number += 1
         return new_id
 
@@ -194,7 +180,7 @@ class Models:
         elif (fault := making.exception()) is not None:
             error = as_gateway_error(fault, "making a model")
         if error is not None:
-            self._leave(live, ModelState.MODEL_STATE_FAILED)
+            self._book.leave(live, ModelState.MODEL_STATE_FAILED)
             self._table.fail(live.create_record, error)
             live.sequencer.abandon(live.entry.not_ready())
             return
@@ -208,36 +194,25 @@ class Models:
         message.optimizer_steps = facts.optimizer_steps
         message.notes.extend(facts.notes)
         live.facts = Facts(live.facts.abilities, facts.vocab_size, facts.max_context_length)
-        self.note_state(live.entry, ModelState.MODEL_STATE_READY)
+        self._book.note(live.entry, ModelState.MODEL_STATE_READY)
         self._table.succeed(live.create_record, CreateModelResult(model_id=live.entry.model_id))
         live.sequencer.open()
-        if live.making_error is not None:
-            # It was to be cancelled, but was made all the same.
+        if live.closing and live.making_error is not None:
+            # The session ended meanwhile, but the model was made all the same.
             self._close(live, live.making_error)
-
-    def note_state(self, entry: ModelEntry, state: ModelState.ValueType | None = None) -> None:
-        """Have the store follow the model; `state` is a new one."""
-        if state is not None:
-            entry.message.state = state
-        self._store.update(
-            ModelRow,
-            entry.model_id,
-            state=entry.state,
-            message=entry.message.SerializeToString(),
-        )
 
     async def get(self, request: GetModelRequest) -> GetModelResponse:
         """Answer GetModel. Raises NOT_FOUND."""
-        entry = self.require(request.model_id)
+        entry = self._book.require(request.model_id)
         self._sessions.heard(entry.message.session_id)
-        return GetModelResponse(model=self._render(entry))
+        return GetModelResponse(model=self._book.render(entry))
 
     async def list(self, request: ListModelsRequest) -> ListModelsResponse:
         """Answer ListModels."""
         chosen, token = page(
             (
                 entry
-                for entry in reversed(self._entries.values())
+                for entry in self._book.newest_first()
                 if request.session_id in ("", entry.message.session_id)
                 and request.state in (ModelState.MODEL_STATE_UNSPECIFIED, entry.state)
             ),
@@ -245,34 +220,12 @@ class Models:
             request.page_token,
         )
         return ListModelsResponse(
-            models=[self._render(entry) for entry in chosen], next_page_token=token
+            models=[self._book.render(entry) for entry in chosen], next_page_token=token
         )
-
-    def _render(self, entry: ModelEntry) -> Model:
-        live = self._live.get(entry.model_id)
-        return entry.render(0 if live is None else live.sequencer.next_seq)
-
-    def require(self, wanted: str) -> ModelEntry:
-        """The model of that id. Raises NOT_FOUND."""
-        entry = self._entries.get(wanted)
-        if entry is None:
-            raise GatewayError(
-                Kind.NOT_FOUND,
-                ErrorReason.ERROR_REASON_MODEL_NOT_FOUND,
-                f"there is no model {wanted!r}",
-            )
-        return entry
-
-    def require_live(self, wanted: str) -> LiveModel:
-        """The model of that id, which takes operations. Raises NOT_FOUND or PRECONDITION."""
-        live = self._live.get(wanted)
-        if live is None or live.closing:
-            raise self.require(wanted).not_ready()
-        return live
 
     async def unload(self, request: UnloadModelRequest) -> Operation:
         """Answer UnloadModel. A repeat answers the same operation. Raises NOT_FOUND."""
-        entry = self.require(request.model_id)
+        entry = self._book.require(request.model_id)
         self._sessions.heard(entry.message.session_id)
         name = operation_name(entry.model_id, "unload")
         record = self._table.find(name)
@@ -282,7 +235,7 @@ class Models:
                 kind=OperationKind.OPERATION_KIND_UNLOAD_MODEL,
                 model_id=entry.model_id,
             )
-            live = self._live.get(entry.model_id)
+            live = self._book.find_live(entry.model_id)
             if live is None:
                 # There is nothing left to free.
                 self._table.succeed(record, UnloadModelResult(model_id=entry.model_id))
@@ -301,7 +254,7 @@ class Models:
             ErrorReason.ERROR_REASON_SESSION_ENDED,
             f"session {session_id!r} ended before the operation ran",
         )
-        for live in list(self._live.values()):
+        for live in self._book.live:
             if live.entry.message.session_id == session_id:
                 if live.entry.state == ModelState.MODEL_STATE_CREATING:
                     live.closing = True
@@ -317,7 +270,7 @@ class Models:
 
     async def _unload_when_idle(self, live: LiveModel) -> None:
         await live.sequencer.idle()
-        if live.entry.model_id not in self._live:
+        if self._book.find_live(live.entry.model_id) is not live:
             return
         try:
             await live.route.backend.unload_model(live.entry.model_id)
@@ -329,23 +282,19 @@ class Models:
 
     def unloaded(self, live: LiveModel) -> None:
         """The backend has let go of the model."""
-        self._leave(live, ModelState.MODEL_STATE_UNLOADED)
+        self._book.leave(live, ModelState.MODEL_STATE_UNLOADED)
         if live.unload_record is not None:
             result = UnloadModelResult(model_id=live.entry.model_id)
             self._table.succeed(live.unload_record, result)
 
-    def _leave(self, live: LiveModel, state: ModelState.ValueType) -> None:
-        self._live.pop(live.entry.model_id, None)
-        self.note_state(live.entry, state)
-
     def fail_parked(self, error: GatewayError) -> None:
         """The gateway takes no more operations: fail those that wait for one."""
-        for live in self._live.values():
+        for live in self._book.live:
             live.sequencer.fail_parked(error)
 
     def abandon_all(self, error: GatewayError) -> None:
         """The gateway stops: fail whatever waits."""
-        for live in list(self._live.values()):
+        for live in self._book.live:
             live.closing = True
             if live.entry.state == ModelState.MODEL_STATE_CREATING:
                 _cancel_making(live, error)
@@ -353,28 +302,16 @@ class Models:
 
     async def idle(self) -> None:
         """Wait until no model is being made and no operation runs or waits."""
-        for live in list(self._live.values()):
+        for live in self._book.live:
             if live.making is not None:
                 await asyncio.wait([live.making])
             await live.sequencer.idle()
 
     def _session_forgotten(self, session_id: str) -> None:
-        gone = [e for e in self._entries.values() if e.message.session_id == session_id]
+        gone = self._book.of_session(session_id)
         self._table.forget_models(entry.model_id for entry in gone)
         for entry in gone:
-            del self._entries[entry.model_id]
-            self._store.delete(ModelRow, entry.model_id)
-
-    def restore(self, rows: Sequence[ModelRow]) -> None:
-        """Take up what an earlier run of the gateway left: none of it is in memory any more."""
-        gone = (ModelState.MODEL_STATE_CREATING, ModelState.MODEL_STATE_READY)
-        for row in rows:
-            entry = ModelEntry(row.number, Model.FromString(row.message))
-            self._entries[row.model_id] = entry
-            self._next_number = row.number + 1
-            self._sessions.note_model(session_of(row.model_id), row.model_id)
-            if entry.state in gone:
-                self.note_state(entry, ModelState.MODEL_STATE_LOST)
+            self._book.forget(entry)
 
 
 def _create_identity(request: CreateModelRequest) -> str:

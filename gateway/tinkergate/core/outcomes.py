@@ -14,8 +14,8 @@ from tinkergate.backends.base import (
 )
 from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.ids import SAMPLER_WEIGHTS, WEIGHTS, CheckpointPath, sampler_id
+from tinkergate.core.model_book import ModelBook
 from tinkergate.core.model_entry import LiveModel
-from tinkergate.core.models import Models
 from tinkergate.core.samplers import Samplers
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.v1 import (
@@ -49,8 +49,8 @@ class Outcome:
 class Outcomes:
     """Makes the outcome of each request."""
 
-    def __init__(self, models: Models, samplers: Samplers, registry: CheckpointRegistry) -> None:
-        self._models = models
+    def __init__(self, book: ModelBook, samplers: Samplers, registry: CheckpointRegistry) -> None:
+        self._book = book
         self._samplers = samplers
         self._registry = registry
 
@@ -59,12 +59,12 @@ class Outcomes:
         if isinstance(request, OptimStepRequest):
             return _OptimStep(live)
         if isinstance(request, SaveStateRequest):
-            return _SaveCheckpoint(live, request, self._models, self._registry)
+            return _SaveCheckpoint(live, request, self._book, self._registry)
         if isinstance(request, LoadStateRequest):
-            return _LoadState(live, request, self._models, self._registry)
+            return _LoadState(live, request, self._book, self._registry)
         if isinstance(request, SaveWeightsForSamplerRequest):
             if request.name:
-                return _SaveCheckpoint(live, request, self._models, self._registry)
+                return _SaveCheckpoint(live, request, self._book, self._registry)
             return _MakeSampler(live, request, self._samplers)
         return Outcome()
 
@@ -94,12 +94,12 @@ class _SaveCheckpoint(Outcome):
         self,
         live: LiveModel,
         request: SaveStateRequest | SaveWeightsForSamplerRequest,
-        models: Models,
+        book: ModelBook,
         registry: CheckpointRegistry,
     ) -> None:
         self._live = live
         self._request = request
-        self._models = models
+        self._book = book
         self._registry = registry
         self._path: CheckpointPath | None = None
 
@@ -131,7 +131,7 @@ class _SaveCheckpoint(Outcome):
             self._live.entry.message.last_checkpoint = str(path)
         else:
             self._live.entry.message.last_sampler_checkpoint = str(path)
-        self._models.note_state(self._live.entry)
+        self._book.note(self._live.entry)
         if path.kind == WEIGHTS:
             return SaveStateResult(path=str(path))
         return SaveWeightsForSamplerResult(path=str(path))
@@ -146,12 +146,12 @@ class _LoadState(Outcome):
         self,
         live: LiveModel,
         request: LoadStateRequest,
-        models: Models,
+        book: ModelBook,
         registry: CheckpointRegistry,
     ) -> None:
         self._live = live
         self._request = request
-        self._models = models
+        self._book = book
         self._registry = registry
 
     def prepare(self) -> None:
@@ -171,7 +171,7 @@ class _LoadState(Outcome):
     def conclude(self, result: TrainingResult) -> Message:
         assert isinstance(result, LoadedState)
         self._live.entry.message.optimizer_steps = result.optimizer_steps
-        self._models.note_state(self._live.entry)
+        self._book.note(self._live.entry)
         return LoadStateResult(path=self._request.path)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tinkergate.backends.base import Backend
 from tinkergate.core.validation.facts import Abilities, Facts
-from tinkergate.errors import GatewayError, Kind, invalid_field, unsupported
+from tinkergate.errors import GatewayError, Kind, unsupported
 from tinkergate.v1 import BackendKind, ErrorReason, SupportedModel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,18 @@ class Router:
         return [route.model for route in self._routes]
 
     async def refresh(self) -> None:
-        """Ask the backends for their base models."""
-        self._routes = [
-            Route(backend, model, Facts.of(model, self._abilities[name]))
-            for name, backend in self._backends.items()
-            for model in await backend.models()
-        ]
+        """Ask the backends for their base models. One that does not answer keeps those it had."""
+        routes: list[Route] = []
+        for name, backend in self._backends.items():
+            try:
+                models = await backend.models()
+            except GatewayError:
+                _log.warning("backend %s does not tell its models", name, exc_info=True)
+                routes += [route for route in self._routes if route.backend is backend]
+                continue
+            abilities = self._abilities[name]
+            routes += [Route(backend, model, Facts.of(model, abilities)) for model in models]
+        self._routes = routes
 
     def backend(self, name: str) -> Backend:
         """The backend of that name. Raises NOT_FOUND."""
@@ -117,9 +126,3 @@ class Router:
         if not route.model.sampleable:
             raise unsupported(f"sampling of {route.model.name!r}", route.backend.name)
         return route
-
-
-def require_named(base_model: str) -> None:
-    """A base model must be named. Raises INVALID."""
-    if not base_model:
-        raise invalid_field("base_model", "is empty; must name a base model")

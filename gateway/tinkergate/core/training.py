@@ -9,8 +9,8 @@ from tinkergate.core.admission import Admission
 from tinkergate.core.clock import Clock, set_time
 from tinkergate.core.identity import hash_and_size
 from tinkergate.core.ids import operation_name
+from tinkergate.core.model_book import ModelBook
 from tinkergate.core.model_entry import LiveModel
-from tinkergate.core.models import Models
 from tinkergate.core.operation_record import QUEUED, Record
 from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.outcomes import Outcome, Outcomes
@@ -47,14 +47,14 @@ class Training:
         clock: Clock,
         admission: Admission,
         sessions: Sessions,
-        models: Models,
+        book: ModelBook,
         table: OperationTable,
         outcomes: Outcomes,
     ) -> None:
         self._clock = clock
         self._admission = admission
         self._sessions = sessions
-        self._models = models
+        self._book = book
         self._table = table
         self._outcomes = outcomes
 
@@ -62,7 +62,7 @@ class Training:
         """Accept a request: when this returns it is valid, and its place in the model's order is
         fixed. A refused request takes nothing, so the caller may send a better one under the same
         seq_id. Never waits, so that nothing comes between the checks and the place."""
-        entry = self._models.require(request.model_id)
+        entry = self._book.require(request.model_id)
         self._sessions.heard(entry.message.session_id)
         identity = _identity(request)
         hashed, size = hash_and_size(request) if identity else (b"", request.ByteSize())
@@ -71,7 +71,7 @@ class Training:
             if known is not None:
                 return known.fill(Operation())
         self._admission.check()
-        live = self._models.require_live(request.model_id)
+        live = self._book.require_live(request.model_id)
         check_training_request(request, live.facts, live.optimizer)
         turn = _TrainingTurn(live, request, size, self._outcomes.of(live, request), self._table)
         try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, bindparam
@@ -52,6 +52,22 @@ class _Batch:
         self.updates.pop(key, None)
         self.deletes[key] = None
 
+    def singles(self, tables: Sequence[str]) -> Iterator[_Batch]:
+        """The changes one by one, in the order in which they are to be written."""
+        place = {name: number for number, name in enumerate(tables)}
+        for key in sorted(self.deletes, key=lambda key: -place[key[0]]):
+            single = _Batch()
+            single.delete(key)
+            yield single
+        for key in sorted(self.inserts, key=lambda key: place[key[0]]):
+            single = _Batch()
+            single.insert(key, self.inserts[key])
+            yield single
+        for key, values in self.updates.items():
+            single = _Batch()
+            single.update(key, values)
+            yield single
+
 
 class Writer:
     """Writes changes behind the caller's back, in the order they were made."""
@@ -74,7 +90,7 @@ class Writer:
         self._closing = False
         self._is_awake = False
         self.failures = 0
-        """Batches that could not be written and are lost."""
+        """How often something could not be written and was lost."""
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -152,23 +168,36 @@ class Writer:
         pause = RETRY_PAUSE
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with self._engine.begin() as connection:
-                    self._write(connection, batch)
+                self._write(batch)
                 return
             except OperationalError:
                 if attempt == ATTEMPTS:
                     _log.exception("could not write to the store; what waited is lost")
-                    break
+                    self.failures += 1
+                    return
                 _log.warning("could not write to the store; trying again", exc_info=True)
                 with self._lock:
                     self._hurried.wait_for(lambda: self._closing, pause)
                 pause *= 2
             except Exception:
-                _log.exception("could not write to the store; what waited is lost")
-                break
-        self.failures += 1
+                _log.warning("could not write changes together; writing one by one", exc_info=True)
+                self._write_singly(batch)
+                return
 
-    def _write(self, connection: Connection, batch: _Batch) -> None:
+    def _write_singly(self, batch: _Batch) -> None:
+        """Write a batch of which some change is bad, so that only the bad ones are lost."""
+        for single in batch.singles([table.name for table in self._tables]):
+            try:
+                self._write(single)
+            except Exception:
+                _log.exception("could not write a change to the store; it is lost")
+                self.failures += 1
+
+    def _write(self, batch: _Batch) -> None:
+        with self._engine.begin() as connection:
+            self._write_in(connection, batch)
+
+    def _write_in(self, connection: Connection, batch: _Batch) -> None:
         deletes, inserts = _by_table(batch.deletes), _by_table(batch.inserts)
         updates = _by_table(batch.updates)
         for table in reversed(self._tables):
