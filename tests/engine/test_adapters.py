@@ -176,6 +176,30 @@ def test_what_trains_is_unmoved_by_other_adapters(adapters: Adapters) -> None:
     assert not any(parameter.requires_grad for _, parameter in adapters.parameters("frozen"))
 
 
+def test_an_adapter_that_could_not_be_made_leaves_nothing(
+    base: BaseModel, adapters: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = base.hf.model.layers[1].mlp.up_proj
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "update_layer", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            adapters.create("a", LoraSpec(rank=4, alpha=8))
+    assert "a" not in adapters
+    assert not any("lora" in name for name, _ in base.hf.named_parameters())
+    adapters.create("a", LoraSpec(rank=4, alpha=8))
+
+
+def test_an_active_adapter_cannot_be_deleted(adapters: Adapters) -> None:
+    adapters.create("a", LoraSpec(rank=4, alpha=8))
+    with adapters.active("a"), pytest.raises(ValueError, match="is active"):
+        adapters.delete("a")
+    assert "a" in adapters
+
+
 def test_names_are_taken_once(adapters: Adapters) -> None:
     adapters.create("run.1", LoraSpec(rank=4, alpha=8))
     with pytest.raises(ValueError, match="already"):

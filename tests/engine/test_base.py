@@ -260,11 +260,13 @@ def test_numbers_that_differ_from_the_models_own_are_refused(
         BaseModel.load(micro_model_dir)
 
 
-def test_bfloat16(micro_model_dir: Path, base: BaseModel) -> None:
+def test_bfloat16(micro_model_dir: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinkergate.engine.base._VOCABULARY_PIECE", 100)
     rounded = BaseModel.load(micro_model_dir, dtype=torch.bfloat16)
     tokens = torch.arange(40)
     with torch.no_grad():
         exact = base.logits(base.hidden(tokens, tokens, PackedPlan([40])))
         logits = rounded.logits(rounded.hidden(tokens, tokens, PackedPlan([40])))
     assert logits.dtype == torch.float32
+    assert logits.shape == (40, 512)
     assert (logits - exact).abs().max() < 0.05 * exact.abs().max()

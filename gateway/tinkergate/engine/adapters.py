@@ -128,11 +128,14 @@ class Adapters:
         self._add(name, LoraSpec(rank, alpha, **parts), paths, weights, trainable=trainable)
 
     def delete(self, name: str) -> None:
-        """Free an adapter that is not active. Unknown names are no error."""
-        if name in self._adapters:
-            adapter = self._adapters.pop(name)
-            for path in adapter.paths:
-                self._layers[path].delete_adapter(adapter.peft_name)
+        """Free an adapter, which must not be active. Unknown names are no error."""
+        if name not in self._adapters:
+            return
+        adapter = self._adapters[name]
+        if adapter.peft_name in self._active:
+            raise ValueError(f"the adapter {name!r} is active")
+        del self._adapters[name]
+        self._drop_factors(adapter.peft_name, adapter.paths)
 
     def __contains__(self, name: object) -> bool:
         return name in self._adapters
@@ -202,23 +205,37 @@ class Adapters:
         if name in self._adapters:
             raise ValueError(f"there is an adapter {name!r} already")
         peft_name = next(self._peft_names)
-        config = _lora_config(spec, paths)
-        parameters: list[tuple[str, Parameter]] = []
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            for path in paths:
-                layer = self._layers[path]
-                layer.update_layer(peft_name, spec.rank, config.lora_alpha, config)
-                # PEFT gives the factors the dtype of the base model.
-                a, b = layer.lora_A[peft_name].float(), layer.lora_B[peft_name].float()
-                parameters.append((weight_key(path, "A"), a.weight))
-                parameters.append((weight_key(path, "B"), b.weight))
-            for key, parameter in parameters:
-                parameter.copy_(weights[key])
+        try:
+            parameters = self._add_factors(peft_name, spec, paths, weights)
+        except BaseException:
+            self._drop_factors(peft_name, paths)
+            raise
         self._adapters[name] = _Adapter(peft_name, spec, paths, parameters, trainable)
         # PEFT freezes and thaws the adapters of a layer by which of them are active.
         for adapter in self._adapters.values():
             for _, parameter in adapter.parameters:
                 parameter.requires_grad_(adapter.trainable)
+
+    def _add_factors(
+        self, peft_name: str, spec: LoraSpec, paths: list[str], weights: Mapping[str, Tensor]
+    ) -> list[tuple[str, Parameter]]:
+        config = _lora_config(spec, paths)
+        parameters: list[tuple[str, Parameter]] = []
+        for path in paths:
+            layer = self._layers[path]
+            # On the meta device nothing is filled with random numbers that nobody wants.
+            with torch.device("meta"):
+                layer.update_layer(peft_name, spec.rank, config.lora_alpha, config)
+            for factor, linear in (("A", layer.lora_A), ("B", layer.lora_B)):
+                key = weight_key(path, factor)
+                weight = weights[key].detach().to(self._base.device, torch.float32, copy=True)
+                linear[peft_name].weight = Parameter(weight.contiguous())
+                parameters.append((key, linear[peft_name].weight))
+        return parameters
+
+    def _drop_factors(self, peft_name: str, paths: list[str]) -> None:
+        for path in paths:
+            self._layers[path].delete_adapter(peft_name)
 
 
 def _lora_config(spec: LoraSpec, target_modules: Iterable[str]) -> LoraConfig:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -44,8 +44,8 @@ def mismatch(message: str) -> GatewayError:
     )
 
 
-def weight_key(path: str, factor: Literal["A", "B"]) -> str:
-    """The key, in a PEFT file, of a factor of the module at `path`."""
+def weight_key(path: str, factor: str) -> str:
+    """The key, in a PEFT file, of the factor "A" or "B" of the module at `path`."""
     return f"{_PREFIX}{path}.lora_{factor}.weight"
 
 
