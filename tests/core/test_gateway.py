@@ -61,8 +61,9 @@ async def test_after_a_crash_all_is_told_as_it_is(open_house: Any, make: Any) ->
     for operation in (queued, parked):
         lost = await again.wait(operation)
         assert lost.state == OperationState.OPERATION_STATE_FAILED
-        assert lost.error.reason == ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE
+        assert lost.error.reason == ErrorReason.ERROR_REASON_MODEL_NOT_READY
         assert "restarted" in lost.error.message
+        assert not lost.error.retryable
     got = (await again.gateway.models.get(GetModelRequest(model_id=model))).model
     assert got.state == ModelState.MODEL_STATE_LOST
     assert got.last_checkpoint == saved.save_state.path

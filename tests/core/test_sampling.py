@@ -19,6 +19,8 @@ from tinkergate.v1 import (
     ModelInput,
     SampleRequest,
     SampleResponse,
+    SaveStateRequest,
+    SaveWeightsForSamplerRequest,
     StreamSampleResponse,
 )
 
@@ -323,3 +325,17 @@ async def test_bad_sources(house: Any, asked: SampleRequest, field: str) -> None
     with pytest.raises(GatewayError) as caught:
         await house.gateway.sampling.sample(asked)
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+async def test_from_a_checkpoint_and_from_weights_just_saved(house: Any) -> None:
+    model = await house.model()
+    submit, wait = house.gateway.training.submit, house.wait
+    path = (await wait(await submit(SaveStateRequest(model_id=model)))).save_state.path
+    response = await house.gateway.sampling.sample(SampleRequest(model_path=path, prompt=prompt(4)))
+    assert drawn(response) == [4]
+    saved = await wait(await submit(SaveWeightsForSamplerRequest(model_id=model)))
+    sampler_id = saved.save_weights_for_sampler.sampler_id
+    assert drawn(await house.gateway.sampling.sample(request(sampler_id))) == [5, 6, 7]
+    with pytest.raises(GatewayError) as caught:
+        await house.gateway.sampling.sample(SampleRequest(model_path=path + "x", prompt=prompt(4)))
+    assert caught.value.reason == ErrorReason.ERROR_REASON_CHECKPOINT_NOT_FOUND

@@ -10,7 +10,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine
+from sqlalchemy import Table, create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
 
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import (
@@ -186,6 +188,13 @@ def test_migrations_make_what_the_tables_say(store: Store, path: Path) -> None:
         differences = compare_metadata(MigrationContext.configure(connection), Row.metadata)
     engine.dispose()
     assert differences == []
+
+
+@pytest.mark.parametrize("table", Row.metadata.sorted_tables, ids=lambda table: table.name)
+def test_the_tables_can_be_made_in_postgresql(table: Table) -> None:
+    made = str(CreateTable(table).compile(dialect=postgresql.dialect()))
+    assert "BIGINT" in made
+    assert "BYTEA" in made
 
 
 def test_a_newer_database_is_refused_and_left_alone(store: Store, path: Path) -> None:

@@ -204,10 +204,12 @@ class Gateway:
 
 
 def _lost() -> GatewayError:
-    """What becomes of operations that an earlier run of the gateway did not finish."""
+    """What becomes of operations that an earlier run of the gateway did not finish. Sending them
+    again cannot help: their model is gone."""
     return GatewayError(
-        Kind.UNAVAILABLE,
-        ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE,
+        Kind.PRECONDITION,
+        ErrorReason.ERROR_REASON_MODEL_NOT_READY,
         "the gateway was restarted before the operation was done, and its model is gone; create a "
         "model from the last checkpoint and go on from there",
+        metadata={"state": "lost"},
     )

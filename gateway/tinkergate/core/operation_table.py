@@ -253,7 +253,7 @@ class OperationTable:
             self._forget(record)
 
     def _forget(self, record: Record) -> None:
-        del self._ended[record.name]
+        self._ended.pop(record.name, None)
         del self._records[record.name]
         self._by_identity.pop(record.identity, None)
         if self._kept.pop(record.name, None) is not None:
@@ -261,7 +261,7 @@ class OperationTable:
         self._store.delete(OperationRow, record.name)
 
     def forget_models(self, model_ids: Iterable[str]) -> None:
-        """Forget the operations of models that are themselves forgotten; all of them are done."""
+        """Forget the operations of models that are themselves forgotten."""
         gone = set(model_ids)
         for record in [r for r in self._records.values() if r.model_id in gone]:
             self._forget(record)
