@@ -104,7 +104,9 @@ class LocalBackend:
     async def start(self) -> None:
         """Clear up after a killed process, and look at the models."""
         await asyncio.to_thread(self._folders.sweep)
-        self._models = [await asyncio.to_thread(_describe, model) for model in self._served]
+        self._models = [
+            await asyncio.to_thread(_describe, model, self._name) for model in self._served
+        ]
 
     async def close(self) -> None:
         """End the engine."""
@@ -362,12 +364,13 @@ class LocalBackend:
         return await asyncio.wrap_future(self._engine.open_snapshot(loaded, folder).future)
 
 
-def _describe(model: ServedModel) -> SupportedModel:
+def _describe(model: ServedModel, backend: str) -> SupportedModel:
     """What a base model's configuration says. Its weights are not loaded."""
     config: Any = AutoConfig.from_pretrained(model.folder, local_files_only=True)
     text = config.get_text_config()
     return SupportedModel(
         name=model.name,
+        backend=backend,
         max_context_length=text.max_position_embeddings,
         trainable=True,
         sampleable=True,
