@@ -44,7 +44,10 @@ async def start_sampling(call):
 
 async def read_to_the_end(stream) -> int:
     """How many more sequences arrive."""
-    return len([event async for event in stream if event.WhichOneof("event") == "sequence"])
+    arrived = 0
+    while (event := await stream.read()) is not grpc.aio.EOF:
+        arrived += event.WhichOneof("event") == "sequence"
+    return arrived
 
 
 async def until_draining(address: str) -> None:
