@@ -15,7 +15,7 @@ from tinkergate.engine.adapters import Adapters, LoraSpec
 from tinkergate.engine.base import BaseModel
 from tinkergate.engine.drawing import DrawRule
 from tinkergate.engine.reading import STRETCH
-from tinkergate.engine.sampler import TILE, Sampler, SamplerLimits
+from tinkergate.engine.sampler import Sampler, SamplerLimits
 from tinkergate.engine.sampling import (
     PromptAnswers,
     PromptQuestions,
@@ -126,21 +126,6 @@ def test_the_same_on_the_default_model(default_model_dir: Path) -> None:
         check_independence(bench, count=24, others=7)
     finally:
         bench.scheduler.close()
-
-
-def test_a_row_of_a_tile_does_not_depend_on_its_place_or_its_neighbours(bench: Bench) -> None:
-    """The promise that all rests on, seen directly: every row of a product of TILE rows, in every
-    place, among other rows."""
-    numbers = torch.Generator().manual_seed(0)
-    weights = [bench.base.unembedding().weight]
-    weights += [torch.randn(n, k, generator=numbers) for n, k in ((8, 64), (64, 8), (333, 129))]
-    for weight in weights:
-        rows = torch.randn(TILE, weight.shape[1], generator=numbers)
-        expected = torch.nn.functional.linear(rows, weight)
-        for place in range(TILE):
-            others = torch.randn(TILE, weight.shape[1], generator=numbers)
-            others[place] = rows[3]
-            assert torch.equal(torch.nn.functional.linear(others, weight)[place], expected[3])
 
 
 def test_same_seed_same_tokens_and_the_samples_of_a_request_differ(bench: Bench) -> None:

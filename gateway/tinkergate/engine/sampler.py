@@ -38,11 +38,8 @@ from tinkergate.engine.sampling import (
 )
 from tinkergate.engine.scheduler import Handle, Scheduler
 from tinkergate.engine.stopping import StopWatch
+from tinkergate.engine.tile_linear import TILE, use_tile_linears
 from tinkergate.errors import ErrorReason, GatewayError, Kind, cancelled
-
-TILE = 16
-"""Rows of a decoding step. With fewer, matrix libraries choose their order of summing by the
-number of rows; with more, a lone sequence would pay for ever more dummies."""
 
 _READ_PER_ROUND = 1024
 """Prompt tokens that are read before the running sequences get their next token."""
@@ -157,6 +154,7 @@ class Sampler:
         self._adapters = adapters
         self._limits = limits or SamplerLimits()
         self._token_bytes = _cache_bytes_per_token(base)
+        use_tile_linears(base.hf)
         self._lock = threading.Lock()
         self._calls: dict[Handle[Sampled], _Call] = {}
         """All that are not done, by age."""
