@@ -177,7 +177,7 @@ def test_five_steps_of_the_default_model_equal_a_plain_loop(default_model_dir: P
     adapters = Adapters(base)
     adapters.create("a", SPEC)
     trainer = Trainer(base, adapters, "a")
-    texts = ["To be, or not to be, that is the question:", "2 + 2 = 4", "The sea was calm. " * 4]
+    texts = ["To be, or not to be, that is the question:", "2 + 2 = 4"]
     data = []
     for text in texts:
         ids = np.array(base.tokenizer(text).input_ids)
