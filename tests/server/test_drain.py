@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tinkergate import v1
 from tinkergate.tensors import token_bytes
 
-SAMPLES = 48
+SAMPLES = 24
 
 
 def long_sampling() -> v1.StreamSampleRequest:
@@ -24,7 +24,7 @@ def long_sampling() -> v1.StreamSampleRequest:
         prompt=v1.ModelInput(
             chunks=[v1.Chunk(encoded_text=v1.EncodedTextChunk(tokens=token_bytes([5, 6, 7])))]
         ),
-        sampling_params=v1.SamplingParams(max_tokens=500, seed=7, temperature=1.0),
+        sampling_params=v1.SamplingParams(max_tokens=300, seed=7, temperature=1.0),
     )
     return v1.StreamSampleRequest(request=request)
 
