@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +113,7 @@ def _array_from_csr(tensor: Tensor, fill: float, max_elements: int) -> Array:
         raise ValueError(f"crow_indices must rise from 0 to the {values.size} stored values")
     if column.size != values.size:
         raise ValueError(f"col_indices has {column.size} entries; must have {values.size}")
-    if column.size and (column.min() < 0 or column.max() >= columns):
+    if column.size and not 0 <= _lowest(column) <= _highest(column) < columns:
         raise ValueError(f"col_indices must lie in 0..{columns - 1}")
     places = np.repeat(np.arange(rows), np.diff(crow)) * columns + column
     # Stored in order, as is usual, they need no sorting to be told apart.
@@ -142,12 +143,22 @@ def _packable(array: NDArray[np.generic]) -> Array:
         if array.dtype.kind == "f":
             array = _narrowed(array)
         elif array.dtype.kind in "iub":
-            if array.dtype.kind == "u" and array.size and array.max() > _INT64.max:
-                raise ValueError(f"{array.max()} does not fit int64")
+            if array.dtype.kind == "u" and array.size and _highest(array) > _INT64.max:
+                raise ValueError(f"{_highest(array)} does not fit int64")
             array = array.astype("<i8")
         else:
             raise ValueError(f"dtype is {array.dtype}; must be a real number")
     return np.ascontiguousarray(array)
+
+
+def _lowest(array: NDArray[np.generic]) -> int:
+    """The least of some integers."""
+    return int(cast(IntArray, array).min())
+
+
+def _highest(array: NDArray[np.generic]) -> int:
+    """The greatest of some integers."""
+    return int(cast(IntArray, array).max())
 
 
 def _narrowed(array: NDArray[np.generic]) -> FloatArray:
@@ -215,7 +226,7 @@ def token_bytes(tokens: Iterable[int] | NDArray[np.generic]) -> bytes:
         return b""
     if array.dtype.kind not in "iu":
         raise ValueError(f"token ids are {array.dtype}; must be integers")
-    for token in (array.min(), array.max()):
+    for token in (_lowest(array), _highest(array)):
         if not _INT32.min <= token <= _INT32.max:
             raise ValueError(f"token id {token} does not fit int32")
     return array.astype("<i4").tobytes()
