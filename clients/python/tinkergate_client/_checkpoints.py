@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tinkergate import v1
 from tinkergate_client._connection import Connection
 from tinkergate_client._errors import error_from_call
+from tinkergate_client._listing import pages
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _PIECE_BYTES = 1024 * 1024
@@ -48,12 +49,8 @@ class Checkpoints:
     def list(self, model_id: str = "") -> Iterator[Checkpoint]:
         """The checkpoints of a model, or all, newest first."""
         request = v1.ListCheckpointsRequest(model_id=model_id)
-        while True:
-            page = self._connection.call(self._stub.ListCheckpoints, request)
+        for page in pages(self._connection, self._stub.ListCheckpoints, request):
             yield from map(_read, page.checkpoints)
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def get(self, path: str) -> Checkpoint:
         """The checkpoint of that path."""

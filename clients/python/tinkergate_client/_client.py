@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from importlib import metadata
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -20,7 +21,7 @@ from tinkergate_client._sampling import Sampler
 from tinkergate_client._scoring import Score, ScoreOptions, Source, score_stream
 from tinkergate_client._session import Session
 
-CLIENT_VERSION = "tinkergate-python/0.1.0"
+CLIENT_VERSION = f"tinkergate-python/{metadata.version('tinkergate')}"
 _HEARTBEAT_INTERVAL = 10.0
 
 
