@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -82,6 +83,12 @@ class GatewayProcess:
     def events(self) -> list[dict[str, object]]:
         """The lines of the log so far."""
         return [json.loads(line) for line in self.log().splitlines()]
+
+    def wait_for_event(self, event: str) -> None:
+        """Return once the log has the event."""
+        while event not in [line["event"] for line in self.events()]:
+            assert self.process.poll() is None, f"the gateway ended:\n{self.log()}"
+            time.sleep(0.02)
 
     def signal(self, number: signal.Signals) -> None:
         """Send the process a signal."""

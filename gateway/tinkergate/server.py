@@ -98,11 +98,15 @@ def run(config: Config, announce: Callable[[Address], None]) -> None:
     """Serve until a signal ends it. `announce` is called once clients can connect. Raises
     StartError."""
     configure_logging(config.log.level, config.log.format)
+    # Until it serves there is nothing to end well, so Ctrl-C need not wait for what is loading.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     asyncio.run(_serve(config, announce))
 
 
 async def _serve(config: Config, announce: Callable[[Address], None]) -> None:
     server = Server(config)
+    facts = {"version": __version__, "data_dir": str(config.data_dir)}
+    log_event(_logger, logging.INFO, "starting", facts)
     address = await server.start()
     told = asyncio.Event()
 
@@ -117,7 +121,7 @@ async def _serve(config: Config, announce: Callable[[Address], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    log_event(_logger, logging.INFO, "listening", {"grpc": str(address), "version": __version__})
+    log_event(_logger, logging.INFO, "listening", {"grpc": str(address)})
     announce(address)
     await told.wait()
     await server.stop(config.grace)

@@ -41,6 +41,7 @@ async def open_backend(
         dtype=getattr(torch, dtype) if dtype else None,
         threads=threads,
     )
+    _log.info("loading %s", served[0].name)
     try:
         await asyncio.wrap_future(engine.bases.load(served[0].name))
     except BaseException:
