@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from certificates import Certificates, write_certificates
 from hypothesis import HealthCheck, settings
 from micro_model import write_micro_model
 
@@ -44,6 +45,12 @@ def default_model_dir() -> Path:
         if os.environ.get("TINKERGATE_REQUIRE_MODEL"):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """PEM files to serve and call with."""
+    return write_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 class GatewayProcess:

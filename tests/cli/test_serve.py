@@ -180,3 +180,22 @@ def test_human_logs_are_for_people(start_gateway):
     lines = gateway.log().splitlines()
     assert lines[0].endswith(f"data_dir={gateway.data_dir}")
     assert lines[1].endswith(f"info    listening grpc={gateway.address}")
+
+
+def test_beyond_loopback_with_tls_and_a_key(start_gateway, certificates):
+    key = {"TINKERGATE_API_KEY": "right"}
+    gateway = start_gateway(
+        *("--grpc", "0.0.0.0:0", "--tls-cert", str(certificates.cert)),
+        *("--tls-key", str(certificates.key), "--tls-client-ca", str(certificates.ca)),
+        engine=False,
+        environment=key,
+    )
+    address = f"127.0.0.1:{gateway.address.rpartition(':')[2]}"
+    trust = ("status", "--address", address, "--tls-ca", str(certificates.ca))
+    ours = ("--tls-cert", str(certificates.client_cert), "--tls-key", str(certificates.client_key))
+    answer = run(*trust, *ours, environment=key)
+    assert answer.returncode == 0, answer.stderr
+    assert run(*trust, *ours, environment={"TINKERGATE_API_KEY": "wrong"}).returncode == 1
+    assert run(*trust, environment=key).returncode == 3
+    # Even failed handshakes leave a log that machines can read.
+    assert [line["code"] for line in gateway.events() if line["event"] == "call"].count("OK") >= 1
