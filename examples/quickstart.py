@@ -6,6 +6,7 @@ Everything here is a command that you can type yourself; each is printed before 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import shlex
@@ -17,55 +18,65 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA_DIR = ROOT / ".cache" / "demo"
 TINKERGATE = str(Path(sys.executable).parent / "tinkergate")
 
-# 40 steps of 8 examples go through the data seven times: enough to learn it, and to show the rule.
-TRAINING = ["--steps", "40", "--batch-size", "8", "--learning-rate", "2e-3", "--rank", "16"]
 # The first is in the data; the others are not.
 PROMPTS = ["What is ice?", "What is the sun?", "What do cats eat?"]
 
 
 def main() -> int:
     """Run the demonstration; the exit code is that of the first command that failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--data-dir", type=Path, default=ROOT / ".cache" / "demo", help="where the gateway keeps"
+    )
+    # 8 examples a step: 40 steps go through the data seven times.
+    parser.add_argument("--steps", default="40", help="optimizer steps")
+    options = parser.parse_args()
     began = time.monotonic()
-    print("Tinkergate: fine-tune a language model over gRPC.\n")
-    with gateway() as address:
+    print("Tinkergate: fine-tune a language model over gRPC.")
+    with gateway(options.data_dir) as address:
+        settings = ["--batch-size", "8", "--learning-rate", "2e-3", "--rank", "16"]
         prompts = [part for prompt in PROMPTS for part in ("--sample", prompt)]
-        data = "data/pig_latin.jsonl"
-        run("train", data, *TRAINING, "--save", "pig-latin", *prompts, address=address)
+        run(
+            *("train", "data/pig_latin.jsonl", "--steps", options.steps, *settings),
+            *("--save", "pig-latin", *prompts),
+            address=address,
+        )
         listed = run("checkpoints", "list", "--json", address=address, quiet=True)
         checkpoint = json.loads(listed.splitlines()[0])["path"]
         print("\nThe checkpoint answers, now that the training is over:")
         question = ["Where do birds sleep?", "--temperature", "0", "--max-tokens", "40"]
         run("sample", *question, "--model-path", checkpoint, address=address)
     print(f"\nDone in {time.monotonic() - began:.0f} s. Three things to try next:\n")
-    print(next_steps(checkpoint))
+    print(next_steps(options.data_dir, checkpoint))
     return 0
 
 
 @contextlib.contextmanager
-def gateway() -> Iterator[str]:
+def gateway(data_dir: Path) -> Iterator[str]:
     """A gateway on a free port, as long as the block runs; its address."""
-    DATA_DIR.mkdir(parents=True, exist_ok=True)
-    log_path = DATA_DIR / "gateway.log"
-    command = [TINKERGATE, "serve", "--grpc", "127.0.0.1:0", "--data-dir", str(DATA_DIR)]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log_path = data_dir / "gateway.log"
+    command = [TINKERGATE, "serve", "--grpc", "127.0.0.1:0", "--data-dir", shown(data_dir)]
     show(command)
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline().strip()
-        if not line.startswith("listening grpc="):
-            raise SystemExit(f"the gateway did not start:\n{log_path.read_text()}")
-        print(line)
-        yield line.removeprefix("listening grpc=")
-    finally:
-        process.terminate()
+    assert process.stdout is not None
+    with process.stdout:
         try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            line = process.stdout.readline().strip()
+            if not line.startswith("listening grpc="):
+                raise SystemExit(f"the gateway did not start:\n{log_path.read_text()}")
+            print(line)
+            yield line.removeprefix("listening grpc=")
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def run(*arguments: str, address: str, quiet: bool = False) -> str:
@@ -88,31 +99,29 @@ def show(command: list[str]) -> None:
     print(f"\n$ {shlex.join(words)}", flush=True)
 
 
-def next_steps(checkpoint: str) -> str:
+def next_steps(data_dir: Path, checkpoint: str) -> str:
     """The three things that a newcomer can try next."""
-    tinkergate = str(Path(TINKERGATE).relative_to(ROOT)) if is_inside(TINKERGATE) else TINKERGATE
-    data_dir = DATA_DIR.relative_to(ROOT)
+    tinkergate = shown(Path(TINKERGATE))
     return f"""\
-  0. Start a gateway that stays up, with what was trained just now:
-       {tinkergate} serve --data-dir {data_dir}
+  Start a gateway that stays up, with what was trained just now, and go on in another terminal:
+    {tinkergate} serve --data-dir {shown(data_dir)}
 
   1. Train on your own conversations, one JSON object a line:
-       {{"messages": [{{"role": "user", "content": "Q"}}, {{"role": "assistant", "content": "A"}}]}}
-       {tinkergate} train yours.jsonl --epochs 3 --sample "A question"
+    {{"messages": [{{"role": "user", "content": "Q"}}, {{"role": "assistant", "content": "A"}}]}}
+    {tinkergate} train yours.jsonl --epochs 3 --sample "A question"
 
   2. Ask the model, or score texts with it:
-       {tinkergate} sample "Why is the sky blue?" --model-path {checkpoint}
-       echo '{{"text": "Ethay yskay"}}' | {tinkergate} score - --model-path {checkpoint}
+    {tinkergate} sample "Why do birds fly?" --model-path {checkpoint}
+    echo '{{"text": "Ethay yskay"}}' | {tinkergate} score - --model-path {checkpoint}
 
   3. Write a program: README.md has one in Python. Any other language can generate a client from
-     proto/tinkergate/v1; the gateway tells its contract by reflection:
-       grpcurl -plaintext 127.0.0.1:7700 list
-"""
+     proto/tinkergate/v1; the gateway tells its contract by reflection, too:
+    grpcurl -plaintext 127.0.0.1:7700 list"""
 
 
-def is_inside(path: str) -> bool:
-    """Whether a path is inside this project."""
-    return Path(path).is_relative_to(ROOT)
+def shown(path: Path) -> str:
+    """A path as one would type it in the project's folder."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 if __name__ == "__main__":
