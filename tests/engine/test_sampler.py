@@ -98,10 +98,10 @@ def same(one: Sampled, other: Sampled) -> None:
         assert a.stopped == b.stopped
 
 
-def check_independence(bench: Bench, count: int, others: int) -> None:
+def check_independence(bench: Bench, length: int, count: int, others: int) -> None:
     """The same requests alone and among others of the same and of another adapter."""
     for adapter in (None, ADAPTER):
-        wanted = request(17, count, seed=5, num_samples=2)
+        wanted = request(length, count, seed=5, num_samples=2)
         alone = bench.draw(wanted, adapter)
         around = crowd(bench.base.vocab_size, others)
         half = len(around) // 2
@@ -115,15 +115,19 @@ def check_independence(bench: Bench, count: int, others: int) -> None:
             handle.future.result(WAIT)
 
 
-def test_tokens_and_logprobs_do_not_depend_on_what_else_runs(bench: Bench) -> None:
-    check_independence(bench, count=200, others=20)
+@pytest.mark.parametrize(("length", "count"), [(17, 200), (100, 20), (STRETCH + 30, 20)])
+def test_tokens_and_logprobs_do_not_depend_on_what_else_runs(
+    bench: Bench, length: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.base, "max_context", 2 * STRETCH)
+    check_independence(bench, length, count, others=20)
 
 
 @pytest.mark.slow
 def test_the_same_on_the_default_model(default_model_dir: Path) -> None:
     bench = Bench(default_model_dir)
     try:
-        check_independence(bench, count=24, others=7)
+        check_independence(bench, 17, count=24, others=7)
     finally:
         bench.scheduler.close()
 

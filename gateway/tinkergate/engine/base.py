@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tinkergate.engine.attention import ATTENTION, PackedPlan, Plan, Rule, using
+from tinkergate.engine.tile_linear import tile_product
 from tinkergate.errors import ErrorReason, GatewayError, Kind, unsupported
 
 _PROBE_LENGTHS = (7, 5)
@@ -228,7 +229,7 @@ def _float32_product(states: Tensor, weight: Tensor) -> Tensor:
     """states @ weight.T in float32. In bfloat16 logprobs would be rounded to steps of 0.03. In
     pieces, so that a bfloat16 weight is never there a second time as float32."""
     if weight.dtype == torch.float32:
-        return linear(states, weight)
+        return tile_product(states, weight)
     pieces = torch.split(weight, _VOCABULARY_PIECE)
     return torch.cat([linear(states, piece.float()) for piece in pieces], dim=1)
 

@@ -4,11 +4,13 @@ Requests join and leave at the ends of steps. A step reads one stretch of one pr
 tile of running sequences on by a token. Two rules make a sequence's tokens independent of what
 else runs, to the bit:
 
-- a prompt is read by itself, in stretches that depend on its length alone;
-- sequences are moved on in tiles of exactly `TILE` rows, short ones filled up with dummies, so
-  the matrix products always have the same shape, and the libraries beneath sum every row in the
-  same order wherever it stands in its tile. (They do not for other shapes: a product of one row
-  takes another path.) Attention is computed per sequence.
+- sequences are moved on in tiles of exactly `TILE` rows, and the ends of prompts are read in
+  tiles of exactly `READ_TILE` rows; short tiles are filled up with dummies. So the matrix products
+  have the same shape whatever else runs, and for one shape the libraries beneath sum every row in
+  the same order, wherever it stands. (For another shape they may not: a product of one row takes
+  another path.) Attention is computed per sequence;
+- what comes before the end of a long prompt is read by itself, in stretches that depend on its
+  length alone.
 """
 
 from __future__ import annotations
@@ -26,20 +28,18 @@ from torch import Tensor
 from tinkergate.engine.adapters import Adapters
 from tinkergate.engine.attention import CachedPlan, KVCache
 from tinkergate.engine.base import BaseModel
-from tinkergate.engine.drawing import Row, draw_seed, likeliest_of, stream
-from tinkergate.engine.reading import PromptReader, read
-from tinkergate.engine.sampling import (
-    Likeliest,
-    PromptAnswers,
-    Sampled,
-    SampledTokens,
-    SamplingEvents,
-    SamplingRequest,
-)
+from tinkergate.engine.drawing import Row, likeliest_of
+from tinkergate.engine.reading import STRETCH
+from tinkergate.engine.sampler_calls import Call, Reading, RunningSequence
+from tinkergate.engine.sampling import Sampled, SamplingEvents, SamplingRequest
 from tinkergate.engine.scheduler import Handle, Scheduler
 from tinkergate.engine.stopping import StopWatch
 from tinkergate.engine.tile_linear import TILE, use_tile_linears
 from tinkergate.errors import ErrorReason, GatewayError, Kind, cancelled
+
+READ_TILE = 64
+"""Rows in which prompts, or their ends, are read together. A multiple of what libraries multiply
+at once; a lone short prompt pays for dummies, twice the time of 20 rows."""
 
 _READ_PER_ROUND = 1024
 """Prompt tokens that are read before the running sequences get their next token."""
@@ -54,89 +54,6 @@ class SamplerLimits:
     cache_bytes: int = 2 << 30
     """Memory for keys and values, counted by the greatest length of each sequence. One sequence
     runs however large it is."""
-
-
-class _Call:
-    """A request on its way."""
-
-    def __init__(
-        self,
-        handle: Handle[Sampled],
-        number: int,
-        adapter: str | None,
-        request: SamplingRequest,
-        events: SamplingEvents,
-    ) -> None:
-        self.handle = handle
-        self.number = number
-        self.adapter = adapter
-        self.request = request
-        self.events = events
-        self.seed = draw_seed() if request.seed is None else request.seed
-        self.cancelled = False
-        self.reading: _Reading | None = None
-        """The prompt, while it is being read."""
-        self.cache: KVCache | None = None
-        """Of the prompt, until the last sequence has begun."""
-        self.first: Row | None = None
-        """What the first token of every sequence is drawn from, once the prompt is read."""
-        self.answers = PromptAnswers()
-        self.begun = 0
-        self.running = 0
-        self.finished: list[SampledTokens | None] = [None] * request.num_samples
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there are sequences to begin."""
-        return self.begun < self.request.num_samples
-
-
-class _Reading:
-    """A prompt that is being read."""
-
-    def __init__(self, base: BaseModel, call: _Call, cache: KVCache) -> None:
-        request = call.request
-        self.prompt = torch.from_numpy(request.prompt).to(base.device)
-        self.stretches = read(base, self.prompt, cache)
-        self.reader = PromptReader(
-            base,
-            self.prompt,
-            request.questions,
-            temperature=request.rule.temperature,
-            seed=call.seed,
-        )
-
-
-class _Sequence:
-    """A sequence that is being drawn."""
-
-    def __init__(self, call: _Call, index: int, cache: KVCache, watch: StopWatch) -> None:
-        self.call = call
-        self.index = index
-        self.cache = cache
-        self.watch = watch
-        self.uniforms = stream(call.seed, index)
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.topk: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def position(self) -> int:
-        """That of the last token drawn."""
-        return len(self.call.request.prompt) + len(self.tokens) - 1
-
-    def result(self, *, stopped: bool) -> SampledTokens:
-        """What was drawn."""
-        topk = None
-        if k := self.call.request.topk:
-            ids, logprobs = zip(*self.topk, strict=True) if self.topk else ((), ())
-            topk = Likeliest(
-                np.array([part.cpu().numpy() for part in ids], np.int32).reshape(-1, k),
-                np.array([part.cpu().numpy() for part in logprobs], np.float32).reshape(-1, k),
-            )
-        return SampledTokens(
-            np.array(self.tokens, np.int32), np.array(self.logprobs, np.float32), stopped, topk
-        )
 
 
 class Sampler:
@@ -156,13 +73,13 @@ class Sampler:
         self._token_bytes = _cache_bytes_per_token(base)
         use_tile_linears(base.hf)
         self._lock = threading.Lock()
-        self._calls: dict[Handle[Sampled], _Call] = {}
+        self._calls: dict[Handle[Sampled], Call] = {}
         """All that are not done, by age."""
         self._submitted = 0
         self._error: GatewayError | None = None
-        self._sequences: list[_Sequence] = []
+        self._sequences: list[RunningSequence] = []
         """Running, by age."""
-        self._round: deque[list[_Sequence]] = deque()
+        self._round: deque[list[RunningSequence]] = deque()
         """Tiles that have yet to get their token in this round."""
         self._may_read = _READ_PER_ROUND
         scheduler.add(self)
@@ -180,7 +97,7 @@ class Sampler:
             if self._error is not None:
                 raise self._error
             self._submitted += 1
-            self._calls[handle] = _Call(
+            self._calls[handle] = Call(
                 handle, self._submitted, adapter, request, events or SamplingEvents()
             )
         self._scheduler.wake(self)
@@ -202,13 +119,15 @@ class Sampler:
         for call in calls:
             if call.cancelled:
                 self._end(call, cancelled())
-        beginner = self._next_to_begin([call for call in calls if not call.cancelled])
+        waiting = [call for call in calls if call.waiting and not call.cancelled]
+        beginner = self._next_to_begin(waiting)
         if beginner is not None and (self._may_read > 0 or not self._sequences):
-            with self._failing([beginner]), torch.inference_mode():
-                if beginner.first is None:
-                    self._read(beginner)
-                else:
+            involved = [beginner] if beginner.first else self._readers(beginner, waiting)
+            with self._failing(involved), torch.inference_mode():
+                if beginner.first:
                     self._begin(beginner)
+                else:
+                    self._read(involved)
         elif self._sequences:
             if not self._round:
                 self._round.extend(self._tiles())
@@ -229,50 +148,108 @@ class Sampler:
         for call in calls:
             self._end(call, error)
 
-    def _next_to_begin(self, calls: Sequence[_Call]) -> _Call | None:
+    def _next_to_begin(self, waiting: Sequence[Call]) -> Call | None:
         """The request with the fewest running sequences that has more to begin, if the limits
         leave room for one more."""
-        waiting = [call for call in calls if call.waiting]
         if not waiting:
             return None
         call = min(waiting, key=lambda call: (call.running, call.number))
         if not self._sequences:
             return call
-        tokens = sum(self._reserved(sequence.call) for sequence in self._sequences)
-        tokens += sum(len(call.request.prompt) for call in calls if call.cache is not None)
-        tokens += self._reserved(call)
+        tokens = self._tokens_held(waiting) + self._reserved(call)
         fits = tokens * self._token_bytes <= self._limits.cache_bytes
         return call if fits and len(self._sequences) < self._limits.max_sequences else None
 
-    def _greatest_length(self, call: _Call) -> int:
+    def _tokens_held(self, waiting: Sequence[Call]) -> int:
+        """Tokens that caches may come to hold for what has begun."""
+        running = sum(self._reserved(sequence.call) for sequence in self._sequences)
+        return running + sum(len(call.request.prompt) for call in waiting if call.holds_cache)
+
+    def _greatest_length(self, call: Call) -> int:
         """The most tokens that a sequence of this request may get."""
         room = self._base.max_context - len(call.request.prompt)
         asked = call.request.max_tokens
         return room if asked is None else min(room, asked)
 
-    def _reserved(self, call: _Call) -> int:
+    def _reserved(self, call: Call) -> int:
         """Tokens that a sequence of this request may come to hold in its cache."""
         return len(call.request.prompt) + self._greatest_length(call)
 
-    def _read(self, call: _Call) -> None:
-        """Read a stretch of the prompt."""
-        if call.reading is None or call.cache is None:
-            call.cache = KVCache(self._base)
-            call.reading = _Reading(self._base, call, call.cache)
-        with self._adapters.active(call.adapter):
-            hidden = next(call.reading.stretches)
-            self._may_read -= len(hidden)
-            call.reading.reader.take(hidden)
-            if call.cache.length < len(call.request.prompt):
-                return
-            logits = self._base.logits(hidden[-1:])[0]
+    def _readers(self, first: Call, calls: Sequence[Call]) -> list[Call]:
+        """The requests whose prompts are read together: the first alone if it is long, else with
+        the ends of others that fit into its tile, as far as the limits leave room for them."""
+        readers, room = [first], READ_TILE - first.unread
+        if room < 0:
+            return readers
+        limits = self._limits
+        slots = limits.max_sequences - len(self._sequences) - 1
+        tokens = limits.cache_bytes // self._token_bytes - self._tokens_held(calls)
+        tokens -= self._reserved(first)
+        for call in calls:
+            if call is first or call.adapter != first.adapter or not 0 < call.unread <= room:
+                continue
+            tokens -= self._reserved(call)
+            if len(readers) > slots or tokens < 0:
+                break
+            readers.append(call)
+            room -= call.unread
+        return readers
+
+    def _read(self, calls: Sequence[Call]) -> None:
+        """Read a stretch of each prompt, in one forward pass."""
+        base = self._base
+        readings = []
+        for call in calls:
+            if call.reading is None:
+                call.reading = Reading(base, call.request, call.seed)
+            readings.append(call.reading)
+        counts = [min(reading.left, STRETCH) for reading in readings]
+        dummies = max(0, READ_TILE - sum(counts))
+        places = [(reading.cache.length, n) for reading, n in zip(readings, counts, strict=True)]
+        tokens = [
+            reading.prompt[p : p + n] for reading, (p, n) in zip(readings, places, strict=True)
+        ]
+        positions = [torch.arange(p, p + n) for p, n in places]
+        rows = [(reading.cache, n) for reading, n in zip(readings, counts, strict=True)]
+        if dummies:
+            tokens.append(tokens[0].new_zeros(dummies))
+            positions.append(torch.zeros(dummies, dtype=torch.int64))
+            rows.append((KVCache(base), dummies))
+        self._may_read -= sum(counts)
+        with self._adapters.active(calls[0].adapter):
+            hidden = base.hidden(
+                torch.cat(tokens), torch.cat(positions).to(base.device), CachedPlan(rows)
+            )
+            parts = torch.split(hidden[: sum(counts)], counts)
+            for call, reading, part in zip(calls, readings, parts, strict=True):
+                with self._failing([call]):
+                    reading.reader.take(part)
+            done = [
+                (call, part[-1:])
+                for call, part in zip(calls, parts, strict=True)
+                if call.reading is not None and not call.reading.left
+            ]
+            if done:
+                logits = self._logits(torch.cat([last for _, last in done]))
+        for place, (call, _) in enumerate(done):
+            with self._failing([call]):
+                self._finish_reading(call, logits[place])
+
+    def _finish_reading(self, call: Call, logits: Tensor) -> None:
+        """The prompt is read; the first token of every sequence is drawn from these logits."""
+        assert call.reading is not None
         call.first = Row(logits, call.request.rule.logprob_temperature)
         call.answers = call.reading.reader.answers()
-        call.reading = None
+        call.cache, call.reading = call.reading.cache, None
         if call.request.questions:
             call.events.on_prompt(call.answers)
 
-    def _begin(self, call: _Call) -> None:
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The logits of up to TILE states, from a product of exactly TILE rows."""
+        missing = TILE - len(hidden)
+        return self._base.logits(torch.nn.functional.pad(hidden, (0, 0, 0, missing)))
+
+    def _begin(self, call: Call) -> None:
         """Begin one sequence, with its first token."""
         first, cache, index = call.first, call.cache, call.begun
         assert first is not None
@@ -283,7 +260,7 @@ class Sampler:
         else:
             call.first = call.cache = None
         watch = StopWatch(call.request.stops, self._base)
-        sequence = _Sequence(call, index, cache, watch)
+        sequence = RunningSequence(call, index, cache, watch)
         self._sequences.append(sequence)
         call.running += 1
         if self._greatest_length(call) == 0:
@@ -291,9 +268,9 @@ class Sampler:
         else:
             self._extend([sequence], [first])
 
-    def _tiles(self) -> list[list[_Sequence]]:
+    def _tiles(self) -> list[list[RunningSequence]]:
         """The running sequences in tiles of one adapter each."""
-        by_adapter: dict[str | None, list[_Sequence]] = {}
+        by_adapter: dict[str | None, list[RunningSequence]] = {}
         for sequence in self._sequences:
             by_adapter.setdefault(sequence.call.adapter, []).append(sequence)
         return [
@@ -302,30 +279,29 @@ class Sampler:
             for start in range(0, len(group), TILE)
         ]
 
-    def _decode(self, tile: Sequence[_Sequence]) -> None:
+    def _decode(self, tile: Sequence[RunningSequence]) -> None:
         """Give every sequence of a tile its next token."""
         # The dummies form one sequence of their own, which nobody looks at.
         dummies = TILE - len(tile)
         tokens = [sequence.tokens[-1] for sequence in tile] + [0] * dummies
-        positions = [sequence.position for sequence in tile] + list(range(dummies))
+        positions = [sequence.position for sequence in tile] + [0] * dummies
         rows = [(sequence.cache, 1) for sequence in tile]
         if dummies:
             rows.append((KVCache(self._base), dummies))
         device = self._base.device
         with self._adapters.active(tile[0].call.adapter):
-            logits = self._base.logits(
-                self._base.hidden(
-                    torch.tensor(tokens, device=device),
-                    torch.tensor(positions, device=device),
-                    CachedPlan(rows),
-                )
+            hidden = self._base.hidden(
+                torch.tensor(tokens, device=device),
+                torch.tensor(positions, device=device),
+                CachedPlan(rows),
             )
+            logits = self._logits(hidden)
         temperatures = [sequence.call.request.rule.logprob_temperature for sequence in tile]
         self._extend(
             tile, [Row(row, heat) for row, heat in zip(logits, temperatures, strict=False)]
         )
 
-    def _extend(self, sequences: Sequence[_Sequence], rows: Sequence[Row]) -> None:
+    def _extend(self, sequences: Sequence[RunningSequence], rows: Sequence[Row]) -> None:
         """Draw the next token of each sequence from its row."""
         drawn = [
             row.draw(sequence.call.request.rule, sequence.uniforms.random(1))
@@ -339,7 +315,7 @@ class Sampler:
             with self._failing([sequence.call]):
                 self._take_token(sequence, row, token, logprob)
 
-    def _take_token(self, sequence: _Sequence, row: Row, token: int, logprob: float) -> None:
+    def _take_token(self, sequence: RunningSequence, row: Row, token: int, logprob: float) -> None:
         if not np.isfinite(logprob):
             raise GatewayError(
                 Kind.PRECONDITION,
@@ -358,7 +334,7 @@ class Sampler:
         elif len(sequence.tokens) == self._greatest_length(call):
             self._finish(sequence, stopped=False)
 
-    def _finish(self, sequence: _Sequence, *, stopped: bool) -> None:
+    def _finish(self, sequence: RunningSequence, *, stopped: bool) -> None:
         """A sequence has ended: report it, and its request if it was the last."""
         call = sequence.call
         self._sequences.remove(sequence)
@@ -370,7 +346,7 @@ class Sampler:
             sequences = tuple(done for done in call.finished if done is not None)
             self._end(call, Sampled(sequences, call.answers))
 
-    def _end(self, call: _Call, outcome: Sampled | BaseException) -> None:
+    def _end(self, call: Call, outcome: Sampled | BaseException) -> None:
         """Let go of a request. Its outcome stands if it has none yet."""
         with self._lock:
             if self._calls.pop(call.handle, None) is None:
@@ -383,7 +359,7 @@ class Sampler:
             call.handle.future.set_exception(outcome)
 
     @contextmanager
-    def _failing(self, calls: Sequence[_Call]) -> Iterator[None]:
+    def _failing(self, calls: Sequence[Call]) -> Iterator[None]:
         """An error in the block ends these requests, and nothing else."""
         try:
             yield

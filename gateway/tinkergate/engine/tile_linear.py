@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 TILE = 16
 """Rows of a decoding step: one vector register of float32 on the widest CPUs. With fewer rows,
@@ -18,24 +19,29 @@ matrix libraries choose the order of their sums by the number of rows; with more
 would pay for ever more dummies."""
 
 
+def tile_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """`rows @ weight.T` of (..., in) and (out, in); in the other order for exactly TILE rows in
+    float32 on a CPU without gradients. Only the shape decides, so a result never depends on what
+    ran before."""
+    width = weight.shape[1]
+    if (
+        torch.is_grad_enabled()
+        or rows.numel() != TILE * width
+        or weight.device.type != "cpu"
+        or weight.dtype != torch.float32
+    ):
+        return linear(rows, weight)
+    product = torch.mm(weight, rows.reshape(TILE, width).t()).t().contiguous()
+    return product.view(*rows.shape[:-1], len(weight))
+
+
 class TileLinear(nn.Linear):
-    """`nn.Linear`, with the other order of the product for exactly TILE rows in float32 on a CPU
-    without gradients. Only the shape decides, so a result never depends on what ran before."""
+    """`nn.Linear` by way of `tile_product`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.Linear` does."""
-        weight = self.weight
-        if (
-            torch.is_grad_enabled()
-            or input.numel() != TILE * self.in_features
-            or weight.device.type != "cpu"
-            or weight.dtype != torch.float32
-        ):
-            return super().forward(input)
-        rows = torch.mm(weight, input.reshape(TILE, -1).t()).t().contiguous()
-        if self.bias is not None:
-            rows += self.bias
-        return rows.view(*input.shape[:-1], self.out_features)
+        product = tile_product(input, self.weight)
+        return product if self.bias is None else product + self.bias
 
 
 def use_tile_linears(network: nn.Module) -> None:
