@@ -76,9 +76,13 @@ async def test_running_work_ends_and_new_work_is_turned_away(
     gateway = start_gateway("--grace", "60")
     async with connected(gateway.address) as call:
         model_id = await create_model(call)
+        early = await call.training.ForwardBackward(training_step(model_id, 2))
+        waiting = call.operations.WaitOperation(v1.WaitOperationRequest(name=early.name))
         stream = await start_sampling(call)
         gateway.signal(signal.SIGTERM)
         await until_draining(gateway.address)
+        # What it waits for cannot arrive any more, so there is no point in the grace for it.
+        assert (await waiting).operation.state == v1.OperationState.OPERATION_STATE_FAILED
         for refused in (
             call.training.ForwardBackward(training_step(model_id, None)),
             call.sessions.CreateSession(v1.CreateSessionRequest()),

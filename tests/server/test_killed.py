@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 import time
 
 import numpy as np
@@ -53,6 +55,17 @@ def test_killed_while_saving(start_gateway, tmp_path):
         assert len(on_disk) == len(paths), "something is left that is no checkpoint"
 
 
+def wait_until_stored(data_dir, name):
+    """The store is written behind: return once the operation's result is on disk."""
+    [path] = data_dir.glob("*.db")
+    question = "SELECT result IS NOT NULL FROM operations WHERE name = ?"
+    deadline = time.monotonic() + 60
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        while database.execute(question, [name]).fetchone() != (1,):
+            assert time.monotonic() < deadline, "the result never reached the store"
+            time.sleep(0.02)
+
+
 def test_a_killed_gateway_says_what_became_of_its_work(start_gateway, tmp_path):
     tokens = np.arange(5, 35)
     data = [datum(tokens[:-1], tokens[1:])]
@@ -63,7 +76,7 @@ def test_a_killed_gateway_says_what_became_of_its_work(start_gateway, tmp_path):
         done = model.forward_backward(data)
         loss = done.result().loss
         name = done.name
-        time.sleep(1.5)  # the store is written behind; this is no promise, so give it its time
+        wait_until_stored(gateway.data_dir, name)
         gateway.signal(signal.SIGKILL)
         gateway.wait()
     again = start_gateway(folder=folder)
