@@ -30,13 +30,13 @@ def main() -> int:
     parser.add_argument(
         "--data-dir", type=Path, default=ROOT / ".cache" / "demo", help="where the gateway keeps"
     )
-    # 8 examples a step: 40 steps go through the data seven times.
-    parser.add_argument("--steps", default="40", help="optimizer steps")
+    # 4 examples a step: 60 steps go through the data almost six times.
+    parser.add_argument("--steps", default="60", help="optimizer steps")
     options = parser.parse_args()
     began = time.monotonic()
     print("Tinkergate: fine-tune a language model over gRPC.")
     with gateway(options.data_dir) as address:
-        settings = ["--batch-size", "8", "--learning-rate", "2e-3", "--rank", "16"]
+        settings = ["--batch-size", "4", "--learning-rate", "4e-3", "--rank", "16"]
         prompts = [part for prompt in PROMPTS for part in ("--sample", prompt)]
         run(
             *("train", "data/pig_latin.jsonl", "--steps", options.steps, *settings),

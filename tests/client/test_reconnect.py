@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -145,3 +146,12 @@ def test_after_an_outage_the_order_goes_on(gateway_process: Any, proxy: Any) -> 
         assert again is not None
         assert again.accepted()[0].seq_id == 2
         assert model.info().optimizer_steps == 2
+
+
+def test_a_program_that_fails_does_not_wait_for_a_gateway_that_is_gone(proxy: Any) -> None:
+    # The patience is longer than any test may take.
+    client = connect(proxy.address, patience=3600)
+    with contextlib.suppress(ZeroDivisionError), client.create_session():
+        proxy.close()
+        raise ZeroDivisionError
+    client.close()

@@ -16,7 +16,7 @@ QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.py"
 def test_the_default_model_learns_and_the_program_ends_well(
     default_model_dir: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(QUICKSTART), "--steps", "10", "--data-dir", str(tmp_path)]
+    command = [sys.executable, str(QUICKSTART), "--steps", "15", "--data-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (losses,) = re.findall(r"^loss ([\d.]+) -> ([\d.]+) in ", done.stdout, re.MULTILINE)

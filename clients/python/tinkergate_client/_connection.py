@@ -99,6 +99,7 @@ class Connection:
     ) -> None:
         self.target = target
         self.patience = patience
+        self.is_closed = False
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         options = _channel_options(target)
         if tls is None:
@@ -135,6 +136,7 @@ class Connection:
 
     def close(self) -> None:
         """Give up all calls and the connection."""
+        self.is_closed = True
         self._channel.close()
 
     def start(
@@ -144,12 +146,14 @@ class Connection:
         *,
         timeout: float | None = ATTEMPT_SECONDS,
         wait_for_room: bool = True,
+        patience: float | None = None,
     ) -> Future[Response]:
-        """Begin a call, and try it again while no gateway answers or, unless `wait_for_room` is
-        false, its queue is full. `timeout` is of one attempt. Cancelling the future cancels the
-        call."""
-        patience = Patience(self.patience, wait_for_room=wait_for_room)
-        return Call(rpc, request, timeout, self._metadata, patience).begin()
+        """Begin a call. It is tried again while no gateway answers, for `patience` seconds (the
+        connection's own if None), and while the gateway's queue is full, unless `wait_for_room` is
+        false. `timeout` is of one attempt. Cancelling the future cancels the call."""
+        seconds = self.patience if patience is None else patience
+        waiting = Patience(seconds, wait_for_room=wait_for_room)
+        return Call(rpc, request, timeout, self._metadata, waiting).begin()
 
     def call(
         self,
@@ -158,9 +162,12 @@ class Connection:
         *,
         timeout: float | None = ATTEMPT_SECONDS,
         wait_for_room: bool = True,
+        patience: float | None = None,
     ) -> Response:
         """Make a call, trying again as `start` does. Raises TinkergateError."""
-        future = self.start(rpc, request, timeout=timeout, wait_for_room=wait_for_room)
+        future = self.start(
+            rpc, request, timeout=timeout, wait_for_room=wait_for_room, patience=patience
+        )
         try:
             return future.result()
         except BaseException:

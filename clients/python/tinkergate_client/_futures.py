@@ -71,7 +71,8 @@ class ResultFuture(ABC, Generic[Raw, Result]):
         return self._arrival().done()
 
     def add_done_callback(self, callback: Callable[[Self], object]) -> None:
-        """Call `callback` with this future once it is done, on some thread; at once if it is."""
+        """Call `callback` with this future once it is done, at once if it is. It must not block:
+        it is called on the thread that all answers arrive on."""
         self._arrival().add_done_callback(lambda _: callback(self))
 
     def __await__(self) -> Generator[Any, None, Result]:

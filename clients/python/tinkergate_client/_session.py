@@ -140,6 +140,8 @@ class Session:
                 session_id=self.session_id, reason=finish_reason, detail=detail
             ),
             timeout=_HEARTBEAT_TIMEOUT,
+            # A program that is going down does not wait for a gateway that is gone.
+            patience=None if reason == "success" else 0,
         )
 
     def __enter__(self) -> Self:
@@ -179,7 +181,7 @@ class Session:
 
     def _beat(self) -> None:
         request = v1.HeartbeatSessionRequest(session_id=self.session_id)
-        while not self._ended.wait(self._interval):
+        while not self._ended.wait(self._interval) and not self._connection.is_closed:
             try:
                 self._connection.call(
                     self._connection.sessions.HeartbeatSession,

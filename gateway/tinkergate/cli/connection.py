@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tinkergate_client import Client
 
 _CONNECT_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0
 
 AddressOption = Annotated[
     str,
@@ -57,6 +58,7 @@ class GatewayAddress:
                 self.address,
                 tls=tls if self.tls or tls != Tls() else False,
                 timeout=_CONNECT_SECONDS,
+                patience=_PATIENCE_SECONDS,
             )
         except GatewayUnreachable as error:
             raise CommandFailed(error.message, UNREACHABLE) from error

@@ -65,6 +65,8 @@ class Renderer:
             else:
                 from transformers import AutoTokenizer as Tokenizer
             return cls(Tokenizer.from_pretrained(folder))
+        except ImportError as error:
+            raise RenderingError(f"tokenizers need the 'engine' extra: {error}") from error
         except (OSError, ValueError) as error:
             raise RenderingError(f"no tokenizer can be loaded from {folder}: {error}") from error
 
