@@ -117,6 +117,16 @@ class KVCache:
         values[:, :, start:end] = value
         return keys[:, :, :end], values[:, :, :end]
 
+    def append_token(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """`append` for one token, (1, key heads, width)."""
+        held = self._layers[layer]
+        if held is None or self._shared[layer] or held[0].shape[2] == self.length:
+            return self.append(layer, key.unsqueeze(2), value.unsqueeze(2))
+        keys, values = held
+        keys.select(2, self.length).copy_(key)
+        values.select(2, self.length).copy_(value)
+        return keys.narrow(2, 0, self.length + 1), values.narrow(2, 0, self.length + 1)
+
     def _grown(self, old: Tensor | None, like: Tensor, needed: int) -> Tensor:
         """A buffer for `needed` tokens or more, with those of `old`. Doubling a full one keeps the
         copying linear."""
@@ -140,20 +150,52 @@ class CachedPlan:
         self.lengths = [count for _, count in rows]
         if len({id(cache) for cache in self._caches}) != len(rows):
             raise ValueError("a cache may take part in one row of a plan only")
+        more = [row for row, count in enumerate(self.lengths) if count != 1]
+        self._singles = more[0] if more else len(rows)
+        """How many rows, from the first on, bring one token."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """See `Plan.attend`."""
-        attended = []
+        simple = rule.window is None and rule.softcap is None and rule.sinks is None
+        singles = self._singles if simple else 0
+        attended = self._attend_singles(layer, query, key, value, rule.scale, singles)
+        counts = self.lengths[singles:]
         for cache, q, k, v in zip(
-            self._caches,
-            torch.split(query, self.lengths, dim=2),
-            torch.split(key, self.lengths, dim=2),
-            torch.split(value, self.lengths, dim=2),
+            self._caches[singles:],
+            torch.split(query[:, :, singles:], counts, dim=2),
+            torch.split(key[:, :, singles:], counts, dim=2),
+            torch.split(value[:, :, singles:], counts, dim=2),
             strict=True,
         ):
             keys, values = cache.append(layer, k, v)
             attended.append(attend(q, keys, values, rule).transpose(1, 2))
         return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+
+    def _attend_singles(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
+        singles: int,
+    ) -> list[Tensor]:
+        """The first `singles` rows, of one token each, which sees everything: what `attend` does,
+        with little around it. Decoding spends much of its time here."""
+        heads, width = query.shape[1], value.shape[3]
+        grouped = query.reshape(1, key.shape[1], -1, *query.shape[2:])
+        return [
+            scaled_dot_product_attention(q, *cache.append_token(layer, k, v), scale=scale).reshape(
+                1, 1, heads, width
+            )
+            for cache, q, k, v in zip(
+                self._caches[:singles],
+                grouped[:, :, :, :singles].unbind(3),
+                key[:, :, :singles].unbind(2),
+                value[:, :, :singles].unbind(2),
+                strict=True,
+            )
+        ]
 
     def finish(self) -> None:
         """Count the new tokens of every row."""
