@@ -127,7 +127,7 @@ def test_tokens_and_logprobs_do_not_depend_on_what_else_runs(
 def test_the_same_on_the_default_model(default_model_dir: Path) -> None:
     bench = Bench(default_model_dir)
     try:
-        check_independence(bench, 17, count=24, others=7)
+        check_independence(bench, 17, count=16, others=4)
     finally:
         bench.scheduler.close()
 

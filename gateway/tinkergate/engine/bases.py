@@ -31,8 +31,8 @@ class LoadedBase:
         self._numbers = itertools.count()
 
     def new_name(self) -> str:
-        """A name for an adapter that is not a model's."""
-        return f"copy {next(self._numbers)}"
+        """A name for an adapter that none has had."""
+        return f"adapter {next(self._numbers)}"
 
 
 class Bases:

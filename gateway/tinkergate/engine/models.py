@@ -45,13 +45,15 @@ class _Model:
 
     def __init__(self, model_id: str, loaded: LoadedBase, queue: Queue) -> None:
         self.model_id = model_id
+        self.adapter = loaded.new_name()
+        """Not the model's id: a new model may have that while the old one is still being freed."""
         self.loaded = loaded
         self.queue = queue
 
     def make(self, spec: LoraSpec) -> None:
         """The adapter is there: get ready to train it."""
         self.spec = spec
-        self.trainer = Trainer(self.loaded.base, self.loaded.adapters, self.model_id)
+        self.trainer = Trainer(self.loaded.base, self.loaded.adapters, self.adapter)
 
 
 class Models:
@@ -70,7 +72,7 @@ class Models:
 
         def make(model: _Model) -> Work[MadeModel]:
             yield from ()
-            loaded.adapters.create(model_id, spec)
+            loaded.adapters.create(model.adapter, spec)
             model.make(spec)
             return MadeModel(spec, 0)
 
@@ -85,9 +87,9 @@ class Models:
             reading = self._files.submit(read_checkpoint, folder, loaded.base.name, with_optimizer)
             yield reading
             read = reading.result()
-            loaded.adapters.add(model_id, read.adapter_config, read.weights, trainable=True)
+            loaded.adapters.add(model.adapter, read.adapter_config, read.weights, trainable=True)
             seed = read.metadata.get(LORA, {}).get("seed", 0)
-            spec = replace(loaded.adapters.spec(model_id), seed=seed)
+            spec = replace(loaded.adapters.spec(model.adapter), seed=seed)
             model.make(spec)
             model.trainer.load_state(read.weights, read.optimizer)
             return MadeModel(spec, model.trainer.optimizer_steps)
@@ -107,7 +109,7 @@ class Models:
             try:
                 return (yield from make(model))
             except BaseException:
-                loaded.adapters.delete(model_id)
+                loaded.adapters.delete(model.adapter)
                 raise
 
         handle = model.queue.submit(work)
@@ -130,7 +132,7 @@ class Models:
 
         def free() -> None:
             del model.trainer
-            model.loaded.adapters.delete(model_id)
+            model.loaded.adapters.delete(model.adapter)
             model.queue.close(unknown_model(model_id))
 
         return model.queue.call(free)
@@ -180,7 +182,7 @@ class Models:
             writing = self._files.submit(
                 checkpoint.save,
                 folder,
-                adapter_config=model.loaded.adapters.peft_config(model_id),
+                adapter_config=model.loaded.adapters.peft_config(model.adapter),
                 weights=weights,
                 optimizer=optimizer if with_optimizer else None,
                 metadata=noted(metadata, model.loaded.base.name, model.spec),
@@ -225,7 +227,7 @@ class Models:
 
         def work() -> Snapshot:
             name = model.loaded.new_name()
-            model.loaded.adapters.snapshot(model_id, name)
+            model.loaded.adapters.snapshot(model.adapter, name)
             return Snapshot(model.loaded, name)
 
         return model.queue.call(work, on_start=on_start)

@@ -159,8 +159,11 @@ async def test_loading_a_state_into_a_model(backend: LocalBackend) -> None:
     await train(backend)
 
 
-async def test_sampling_from_a_path_needs_no_sampler(micro_model_dir: Path, tmp_path: Path) -> None:
-    backend = make_backend(micro_model_dir, tmp_path, snapshots_kept=1)
+@pytest.mark.parametrize("kept", [0, 1, 8])
+async def test_sampling_from_a_path_needs_no_sampler(
+    micro_model_dir: Path, tmp_path: Path, kept: int
+) -> None:
+    backend = make_backend(micro_model_dir, tmp_path, snapshots_kept=kept)
     await backend.start()
     await make_model(backend)
     paths = []

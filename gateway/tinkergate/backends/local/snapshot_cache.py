@@ -41,11 +41,10 @@ class SnapshotCache:
         entry = self._recent.get(path)
         if entry is None:
             entry = self._recent[path] = _Entry(asyncio.create_task(self._read(path)))
-            while len(self._recent) > self._size:
-                self.drop(next(iter(self._recent)))
-        else:
-            self._recent.move_to_end(path)
+        self._recent.move_to_end(path)
         entry.waiting += 1
+        while len(self._recent) > self._size:
+            self.drop(next(iter(self._recent)))
         try:
             return (await asyncio.shield(entry.reading)).hold()
         except BaseException:
