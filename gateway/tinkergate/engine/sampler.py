@@ -34,6 +34,7 @@ from tinkergate.engine.sampler_calls import Call, Reading, RunningSequence
 from tinkergate.engine.sampling import Sampled, SamplingEvents, SamplingRequest
 from tinkergate.engine.scheduler import Handle, Scheduler
 from tinkergate.engine.stopping import StopWatch
+from tinkergate.engine.threads import one_thread
 from tinkergate.engine.tile_linear import TILE, use_tile_linears
 from tinkergate.errors import ErrorReason, GatewayError, Kind, cancelled
 
@@ -297,9 +298,9 @@ class Sampler:
             )
             logits = self._logits(hidden)
         temperatures = [sequence.call.request.rule.logprob_temperature for sequence in tile]
-        self._extend(
-            tile, [Row(row, heat) for row, heat in zip(logits, temperatures, strict=False)]
-        )
+        with one_thread():
+            distributions = [Row(row, t) for row, t in zip(logits, temperatures, strict=False)]
+            self._extend(tile, distributions)
 
     def _extend(self, sequences: Sequence[RunningSequence], rows: Sequence[Row]) -> None:
         """Draw the next token of each sequence from its row."""
