@@ -1,8 +1,8 @@
 """Drawing sequences: continuous batching over a KV cache.
 
-Requests join and leave at the ends of steps. A step reads one stretch of one prompt, or moves one
-tile of running sequences on by a token. Two rules make a sequence's tokens independent of what
-else runs, to the bit:
+Requests join and leave at the ends of steps. A step reads a stretch of a long prompt or several
+short ones, or moves a tile of running sequences on by a token. Two rules make a sequence's tokens
+independent of what else runs, to the bit:
 
 - sequences are moved on in tiles of exactly `TILE` rows, and the ends of prompts are read in
   tiles of exactly `READ_TILE` rows; short tiles are filled up with dummies. So the matrix products
