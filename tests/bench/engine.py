@@ -64,11 +64,11 @@ def gateway(model: Path, folder: Path) -> Iterator[str]:
 
 
 def uneven_batches(vocabulary: int, count: int) -> list[list[Tokens]]:
-    """Batches with lengths like those of chat data: many short, few long (16 to 512 tokens)."""
+    """Batches with lengths like those of chat data: many short, few long (16 to 256 tokens)."""
     draw = np.random.default_rng(0)
     return [
         [
-            draw.integers(100, vocabulary, int(np.clip(draw.lognormal(4.4, 0.9), 16, 512)))
+            draw.integers(100, vocabulary, int(np.clip(draw.lognormal(4.0, 0.7), 16, 256)))
             for _ in range(BATCH)
         ]
         for _ in range(count)

@@ -64,6 +64,8 @@ class BaseModel:
         self.eos_token_ids = _eos_token_ids(hf)
         self.num_layers: int = text.num_hidden_layers
         self.hidden_size: int = text.hidden_size
+        self.parameter_count = sum(parameter.numel() for parameter in hf.parameters())
+        """Parameters of the base model, tied ones counted once."""
         self.device: torch.device = hf.device
         self.dtype: torch.dtype = hf.dtype
         self.decoder = hf.get_decoder()

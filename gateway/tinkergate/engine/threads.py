@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -20,3 +20,15 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+LITTLE_WORK = 1 << 27
+"""Multiplications of tokens and parameters up to which one thread is as fast as several: about a
+millisecond of one processor."""
+
+
+def threads_for(tokens: int, parameters: int) -> AbstractContextManager[None]:
+    """All of PyTorch's threads for a pass of so many tokens through a network of so many
+    parameters, or one where the work is little. Depends on the work alone, so that the same work
+    gives the same numbers."""
+    return one_thread() if tokens * parameters <= LITTLE_WORK else nullcontext()

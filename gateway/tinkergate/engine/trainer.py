@@ -24,6 +24,7 @@ from tinkergate.engine.losses import (
 )
 from tinkergate.engine.optimizer import AdamSettings, AdamW, OptimizerState, check_like
 from tinkergate.engine.packing import pack
+from tinkergate.engine.threads import threads_for
 from tinkergate_kernels import linear_logprob
 
 TOKENS_PER_MICRO_BATCH = 1024
@@ -80,6 +81,7 @@ class Trainer:
         self._budget = tokens_per_micro_batch
         parameters = adapters.parameters(name)
         self._parameters = [parameter for _, parameter in parameters]
+        self._parameter_count = sum(parameter.numel() for parameter in self._parameters)
         self._optimizer = AdamW(parameters)
         self._gradients: list[Tensor] | None = None
 
@@ -133,7 +135,11 @@ class Trainer:
         targets = self._tensor([example.inputs[TARGETS] for example in examples], np.int64)
         positions = self._tensor([np.arange(length) for length in lengths], np.int64)
         inputs = self._loss_inputs(examples, spec)
-        with self._adapters.active(self._name), torch.set_grad_enabled(backward):
+        with (
+            threads_for(len(tokens), self._base.parameter_count),
+            self._adapters.active(self._name),
+            torch.set_grad_enabled(backward),
+        ):
             hidden = self._base.hidden(tokens, positions, PackedPlan(lengths))
             weight, bias, lora = self._base.unembedding()
             logprobs = linear_logprob(hidden, weight, targets, bias=bias, lora=lora)
@@ -171,7 +177,9 @@ class Trainer:
         gradients, self._gradients = self._gradients, None
         if gradients is None:
             gradients = [torch.zeros_like(p, requires_grad=False) for p in self._parameters]
-        return {"grad_norm:mean": self._optimizer.step(gradients, settings)}
+        # A step is a few dozen operations on each number.
+        with threads_for(32, self._parameter_count):
+            return {"grad_norm:mean": self._optimizer.step(gradients, settings)}
 
     def state(self) -> TrainingState:
         """A copy of the weights and of the optimizer's state."""
