@@ -194,11 +194,11 @@ def test_a_damaged_list_of_models_is_told(files: ModelFiles, tmp_path: Path) -> 
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TINKERGATE_CACHE_DIR", "/tmp/own")
-    assert default_cache_dir() == Path("/tmp/own")
+    monkeypatch.setenv("TINKERGATE_CACHE_DIR", "/srv/own")
+    assert default_cache_dir() == Path("/srv/own")
     monkeypatch.delenv("TINKERGATE_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/tmp/xdg")
-    assert default_cache_dir() == Path("/tmp/xdg/tinkergate")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/srv/xdg")
+    assert default_cache_dir() == Path("/srv/xdg/tinkergate")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert default_cache_dir() == Path("/home/me/.cache/tinkergate")
