@@ -96,9 +96,9 @@ async def test_every_service_of_the_contract_is_served_healthy_and_reflected(ope
             for method in descriptor.methods:
                 path = f"/{service}/{method.name}"
                 call = channel.stream_stream(path)(timeout=30)
-                await call.write(b"")
-                await call.done_writing()
                 with contextlib.suppress(grpc.aio.AioRpcError):
+                    await call.write(b"")
+                    await call.done_writing()
                     await call.read()
                 assert await call.code() is not grpc.StatusCode.UNIMPLEMENTED, path
         assert await reflected(channel) >= contract
