@@ -106,6 +106,20 @@ class KVCache:
         twin.length = self.length
         return twin
 
+    @classmethod
+    def of(cls, layers: Sequence[tuple[Tensor, Tensor]], length: int) -> KVCache:
+        """A cache with a copy of the first `length` tokens of each layer's keys and values."""
+        cache = cls.__new__(cls)
+        cache._layers = [(keys.clone(), values.clone()) for keys, values in layers]
+        cache._shared = [False] * len(layers)
+        cache.length = length
+        return cache
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (1, key heads, at least `length`, width) of each layer of a cache that
+        is not empty. To be read only."""
+        return [layer for layer in self._layers if layer is not None]
+
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write (1, key heads, n, width) after the tokens there are; answers views of all of them.
         `length` is left alone: a pass counts only when all its layers are through."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tinkergate.engine.models import Models, noted, read_checkpoint
 from tinkergate.engine.sampler import SamplerLimits
 from tinkergate.engine.scheduler import Handle, Scheduler, Work
 from tinkergate.engine.snapshots import Snapshot
+from tinkergate.engine.threads import compute_alone, compute_with_helpers
 
 _FILE_THREADS = 4
 
@@ -38,12 +40,12 @@ class Engine:
         limits: SamplerLimits | None = None,
     ) -> None:
         """`folders` has the Hugging Face folder of each base model by its name; each is loaded
-        when it is first asked for, as `BaseModel.load` says. `threads` bounds those of PyTorch,
-        for the whole process; None leaves them alone."""
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._scheduler = Scheduler()
-        self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="engine-files")
+        when it is first asked for, as `BaseModel.load` says. `threads` is how many threads
+        PyTorch computes with; None leaves it to PyTorch."""
+        self._scheduler = Scheduler(prepare=partial(compute_with_helpers, threads))
+        self._files = ThreadPoolExecutor(
+            _FILE_THREADS, thread_name_prefix="engine-files", initializer=compute_alone
+        )
         self.bases = Bases(
             self._scheduler,
             self._files,

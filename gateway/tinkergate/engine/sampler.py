@@ -33,14 +33,16 @@ from tinkergate.engine.reading import STRETCH
 from tinkergate.engine.sampler_calls import Call, Reading, RunningSequence
 from tinkergate.engine.sampling import Sampled, SamplingEvents, SamplingRequest
 from tinkergate.engine.scheduler import Handle, Scheduler
+from tinkergate.engine.slabs import DecodePlan, Slabs, decoding_order
 from tinkergate.engine.stopping import StopWatch
 from tinkergate.engine.threads import one_thread
 from tinkergate.engine.tile_linear import TILE, use_tile_linears
 from tinkergate.errors import ErrorReason, GatewayError, Kind, cancelled
 
-READ_TILE = 64
-"""Rows in which prompts, or their ends, are read together. A multiple of what libraries multiply
-at once; a lone short prompt pays for dummies, twice the time of 20 rows."""
+READ_TILE = 128
+"""Rows in which prompts, or their ends, are read together: as many as libraries need to multiply at
+nearly their full rate. A lone short prompt pays for dummies, with the time of two decoding steps
+at most."""
 
 _READ_PER_ROUND = 1024
 """Prompt tokens that are read before the running sequences get their next token."""
@@ -80,6 +82,7 @@ class Sampler:
         self._error: GatewayError | None = None
         self._sequences: list[RunningSequence] = []
         """Running, by age."""
+        self._slabs = Slabs()
         self._round: deque[list[RunningSequence]] = deque()
         """Tiles that have yet to get their token in this round."""
         self._may_read = _READ_PER_ROUND
@@ -113,6 +116,7 @@ class Sampler:
         self._scheduler.wake(self)
         return True
 
+    @torch.inference_mode()
     def step(self) -> bool:
         """Read a stretch of a prompt, begin a sequence, or give one tile its next token."""
         with self._lock:
@@ -124,7 +128,7 @@ class Sampler:
         beginner = self._next_to_begin(waiting)
         if beginner is not None and (self._may_read > 0 or not self._sequences):
             involved = [beginner] if beginner.first else self._readers(beginner, waiting)
-            with self._failing(involved), torch.inference_mode():
+            with self._failing(involved):
                 if beginner.first:
                     self._begin(beginner)
                 else:
@@ -136,11 +140,12 @@ class Sampler:
             running = set(self._sequences)
             tile = [sequence for sequence in self._round.popleft() if sequence in running]
             if tile:
-                with self._failing([sequence.call for sequence in tile]), torch.inference_mode():
+                with self._failing([sequence.call for sequence in tile]):
                     self._decode(tile)
         with self._lock:
             return bool(self._calls)
 
+    @torch.inference_mode()
     def abandon(self, error: GatewayError) -> None:
         """End every request."""
         with self._lock:
@@ -255,13 +260,12 @@ class Sampler:
         first, cache, index = call.first, call.cache, call.begun
         assert first is not None
         assert cache is not None
+        held = self._slabs.admit(call.adapter, cache)
         call.begun += 1
-        if call.waiting:
-            cache = cache.fork()
-        else:
+        if not call.waiting:
             call.first = call.cache = None
         watch = StopWatch(call.request.stops, self._base)
-        sequence = RunningSequence(call, index, cache, watch)
+        sequence = RunningSequence(call, index, held, watch)
         self._sequences.append(sequence)
         call.running += 1
         if self._greatest_length(call) == 0:
@@ -270,10 +274,12 @@ class Sampler:
             self._extend([sequence], [first])
 
     def _tiles(self) -> list[list[RunningSequence]]:
-        """The running sequences in tiles of one adapter each."""
+        """The running sequences in tiles of one adapter each, those of about one length together."""
         by_adapter: dict[str | None, list[RunningSequence]] = {}
         for sequence in self._sequences:
             by_adapter.setdefault(sequence.call.adapter, []).append(sequence)
+        for group in by_adapter.values():
+            group.sort(key=lambda sequence: decoding_order(sequence.held))
         return [
             group[start : start + TILE]
             for group in by_adapter.values()
@@ -282,19 +288,20 @@ class Sampler:
 
     def _decode(self, tile: Sequence[RunningSequence]) -> None:
         """Give every sequence of a tile its next token."""
+        for sequence in tile:
+            sequence.held = self._slabs.with_room(sequence.call.adapter, sequence.held)
+        tile = sorted(tile, key=lambda sequence: decoding_order(sequence.held))
         # The dummies form one sequence of their own, which nobody looks at.
         dummies = TILE - len(tile)
         tokens = [sequence.tokens[-1] for sequence in tile] + [0] * dummies
         positions = [sequence.position for sequence in tile] + [0] * dummies
-        rows = [(sequence.cache, 1) for sequence in tile]
-        if dummies:
-            rows.append((KVCache(self._base), dummies))
+        held = [sequence.held for sequence in tile]
         device = self._base.device
         with self._adapters.active(tile[0].call.adapter):
             hidden = self._base.hidden(
                 torch.tensor(tokens, device=device),
                 torch.tensor(positions, device=device),
-                CachedPlan(rows),
+                DecodePlan(held, dummies, lambda: KVCache(self._base)),
             )
             logits = self._logits(hidden)
         temperatures = [sequence.call.request.rule.logprob_temperature for sequence in tile]
@@ -339,6 +346,7 @@ class Sampler:
         """A sequence has ended: report it, and its request if it was the last."""
         call = sequence.call
         self._sequences.remove(sequence)
+        self._slabs.release(sequence.held)
         call.running -= 1
         result = sequence.result(stopped=stopped)
         call.finished[sequence.index] = result
@@ -352,7 +360,9 @@ class Sampler:
         with self._lock:
             if self._calls.pop(call.handle, None) is None:
                 return
-        self._sequences = [sequence for sequence in self._sequences if sequence.call is not call]
+        for sequence in [running for running in self._sequences if running.call is call]:
+            self._sequences.remove(sequence)
+            self._slabs.release(sequence.held)
         call.cache = call.first = call.reading = None
         if isinstance(outcome, Sampled):
             call.handle.future.set_result(outcome)

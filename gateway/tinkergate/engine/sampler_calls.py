@@ -19,6 +19,7 @@ from tinkergate.engine.sampling import (
     SamplingRequest,
 )
 from tinkergate.engine.scheduler import Handle
+from tinkergate.engine.slabs import Held
 from tinkergate.engine.stopping import StopWatch
 
 
@@ -88,10 +89,10 @@ class Reading:
 class RunningSequence:
     """A sequence that is being drawn."""
 
-    def __init__(self, call: Call, index: int, cache: KVCache, watch: StopWatch) -> None:
+    def __init__(self, call: Call, index: int, held: Held, watch: StopWatch) -> None:
         self.call = call
         self.index = index
-        self.cache = cache
+        self.held = held
         self.watch = watch
         self.uniforms = stream(call.seed, index)
         self.tokens: list[int] = []

@@ -64,7 +64,11 @@ class Handle(Generic[T]):
 class Scheduler:
     """The engine thread and the lanes that take turns on it. `wake` may be called anywhere."""
 
-    def __init__(self, name: str = "engine") -> None:
+    def __init__(
+        self, name: str = "engine", prepare: Callable[[], None] = lambda: None
+    ) -> None:
+        """`prepare` is called once, on the engine thread, before its first step."""
+        self._prepare = prepare
         self._condition = threading.Condition()
         self._tags: dict[Lane, float] = {}
         """The virtual time at which each lane's next step begins. Ordered by arrival."""
@@ -126,6 +130,7 @@ class Scheduler:
             return lane
 
     def _run(self) -> None:
+        self._prepare()
         while (lane := self._next()) is not None:
             begin = time.perf_counter()
             try:
