@@ -69,6 +69,31 @@ class Engine:
 
         return loaded.queue.submit(work)
 
+    def write_snapshot(self, snapshot: Snapshot, folder: Path) -> Handle[int]:
+        """Write a snapshot as a checkpoint without optimizer state, for `open_snapshot`. Must be
+        held until it is written. Answers its size in bytes. Raises GatewayError."""
+        loaded, adapter = snapshot.loaded, snapshot.adapter
+        if adapter is None:
+            raise ValueError("a bare base model is no checkpoint")
+
+        def work() -> Work[int]:
+            writing = self._files.submit(
+                checkpoint.save,
+                folder,
+                adapter_config=loaded.adapters.peft_config(adapter),
+                weights={
+                    key: weight.detach().cpu()
+                    for key, weight in loaded.adapters.parameters(adapter)
+                },
+                optimizer=None,
+                metadata=noted({}, loaded.base.name, loaded.adapters.spec(adapter)),
+                overwrite=False,
+            )
+            yield writing
+            return writing.result()
+
+        return loaded.queue.submit(work, interruptible=False)
+
     def import_adapter(
         self, loaded: LoadedBase, source: Path, target: Path, metadata: Mapping[str, Any]
     ) -> Handle[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,23 @@ def adapted_paths(weights: Mapping[str, Tensor]) -> set[str]:
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration and the weights of an adapter's folder. Raises GatewayError."""
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        weights = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise mismatch(f"{folder} does not hold an adapter in PEFT's format: {error}") from error
+    config = _read(folder / CONFIG_FILE, lambda file: json.loads(file.read_text(encoding="utf-8")))
+    weights = _read(folder / WEIGHTS_FILE, load_file)
     if not isinstance(config, dict):
         raise mismatch(f"{CONFIG_FILE} holds {type(config).__name__}; must be an object")
     return config, weights
+
+
+def _read(file: Path, parse: Callable[[Path], Any]) -> Any:
+    # The folder may be one of ours that means nothing to the caller: the file's name is enough.
+    try:
+        return parse(file)
+    except FileNotFoundError as error:
+        raise mismatch(f"{file.name} is missing: this is no adapter as PEFT saves it") from error
+    except OSError as error:
+        raise mismatch(f"{file.name} cannot be read: {error.strerror}") from error
+    except (ValueError, SafetensorError) as error:
+        raise mismatch(f"{file.name} is not as PEFT writes it: {error}") from error
 
 
 def rank_and_alpha(config: Mapping[str, Any]) -> tuple[int, float]:

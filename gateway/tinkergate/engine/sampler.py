@@ -274,7 +274,7 @@ class Sampler:
             self._extend([sequence], [first])
 
     def _tiles(self) -> list[list[RunningSequence]]:
-        """The running sequences in tiles of one adapter each, those of about one length together."""
+        """The running sequences in tiles of one adapter each, those of about one length in one."""
         by_adapter: dict[str | None, list[RunningSequence]] = {}
         for sequence in self._sequences:
             by_adapter.setdefault(sequence.call.adapter, []).append(sequence)

@@ -64,9 +64,7 @@ class Handle(Generic[T]):
 class Scheduler:
     """The engine thread and the lanes that take turns on it. `wake` may be called anywhere."""
 
-    def __init__(
-        self, name: str = "engine", prepare: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, name: str = "engine", prepare: Callable[[], None] = lambda: None) -> None:
         """`prepare` is called once, on the engine thread, before its first step."""
         self._prepare = prepare
         self._condition = threading.Condition()

@@ -181,7 +181,9 @@ class DecodePlan:
     """One new token of each sequence, in `decoding_order`, and then those of another plan's rows:
     of `count` tokens that attend causally to themselves alone. Not differentiable."""
 
-    def __init__(self, rows: Sequence[Held], dummies: int, new_cache: Callable[[], KVCache]) -> None:
+    def __init__(
+        self, rows: Sequence[Held], dummies: int, new_cache: Callable[[], KVCache]
+    ) -> None:
         places = [held for held in rows if isinstance(held, Place)]
         others = [(held, 1) for held in rows[len(places) :] if isinstance(held, KVCache)]
         if len(places) + len(others) != len(rows):

@@ -27,8 +27,8 @@ class Snapshot:
     def __init__(self, loaded: LoadedBase, adapter: str | None) -> None:
         """`adapter` is the name of a frozen adapter that nobody else uses; None means the bare
         base model."""
-        self._loaded = loaded
-        self._adapter = adapter
+        self.loaded = loaded
+        self.adapter = adapter
         self._holders = 1
         self._lock = threading.Lock()
 
@@ -45,7 +45,7 @@ class Snapshot:
         with self._lock:
             self._holders -= 1
             last = self._holders == 0
-        adapter, loaded = self._adapter, self._loaded
+        adapter, loaded = self.adapter, self.loaded
         if last and adapter is not None:
             # An engine that is closing needs no freeing.
             with suppress(GatewayError):
@@ -55,13 +55,13 @@ class Snapshot:
         self, request: SamplingRequest, events: SamplingEvents | None = None
     ) -> Handle[Sampled]:
         """Draw sequences; see `Sampler`."""
-        sampler: Sampler = self._loaded.sampler
-        return self._held(lambda: sampler.submit(self._adapter, request, events))
+        sampler: Sampler = self.loaded.sampler
+        return self._held(lambda: sampler.submit(self.adapter, request, events))
 
     def score(self, request: ScoringRequest) -> Handle[Scored]:
         """Score sequences; see `Scorer`."""
-        scorer: Scorer = self._loaded.scorer
-        return self._held(lambda: scorer.submit(self._adapter, request))
+        scorer: Scorer = self.loaded.scorer
+        return self._held(lambda: scorer.submit(self.adapter, request))
 
     def _held(self, submit: Callable[[], Handle[T]]) -> Handle[T]:
         self.hold()

@@ -27,6 +27,7 @@ from tinkergate.backends.base import (
 )
 from tinkergate.backends.local import convert, folders
 from tinkergate.backends.local.folders import SAMPLER_WEIGHTS, WEIGHTS, CheckpointFolders
+from tinkergate.backends.local.sampler_shelf import SamplerShelf
 from tinkergate.backends.local.snapshot_cache import SnapshotCache
 from tinkergate.engine import checkpoint
 from tinkergate.engine.bases import LoadedBase
@@ -35,7 +36,7 @@ from tinkergate.engine.models import BASE_MODEL
 from tinkergate.engine.sampling import PromptAnswers, SampledTokens, SamplingEvents
 from tinkergate.engine.scheduler import Handle
 from tinkergate.engine.snapshots import Snapshot
-from tinkergate.errors import ErrorReason, GatewayError, Kind, unsupported
+from tinkergate.errors import unsupported
 from tinkergate.v1 import (
     BackendCapabilities,
     BackendKind,
@@ -62,7 +63,8 @@ PIPELINE_DEPTH = 64
 spares it the way through the gateway between two."""
 
 SNAPSHOTS_KEPT = 8
-"""Checkpoints that stay in memory after they were sampled with by their path."""
+"""How many of the checkpoints that were sampled with by their path stay in memory, and how many
+samplers' weights."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class LocalBackend:
         self._engine = engine
         self._served = tuple(models)
         self._folders = CheckpointFolders(data_dir / "checkpoints")
-        self._samplers: dict[str, Snapshot] = {}
+        self._samplers = SamplerShelf(engine, data_dir / "samplers", snapshots_kept)
         self._checkpoints = SnapshotCache(self._read_snapshot, snapshots_kept)
         self._models: list[SupportedModel] = []
 
@@ -104,12 +106,14 @@ class LocalBackend:
     async def start(self) -> None:
         """Clear up after a killed process, and look at the models."""
         await asyncio.to_thread(self._folders.sweep)
+        await self._samplers.start()
         self._models = [
             await asyncio.to_thread(_describe, model, self._name) for model in self._served
         ]
 
     async def close(self) -> None:
         """End the engine."""
+        await self._samplers.close()
         await asyncio.to_thread(self._engine.close)
 
     def capabilities(self) -> BackendCapabilities:
@@ -249,7 +253,7 @@ class LocalBackend:
         handle = self._engine.models.freeze(request.model_id, on_start=begun)
 
         def ready(snapshot: Snapshot) -> TrainingResult:
-            self._samplers[sampler_id] = snapshot
+            self._samplers.put(sampler_id, snapshot)
             return SamplerReady()
 
         return _submission(handle, ready)
@@ -260,13 +264,11 @@ class LocalBackend:
             snapshot = await self._checkpoints.get(spec.model_path)
         else:
             snapshot = Snapshot(await self._loaded(spec.base_model), None)
-        self._samplers[spec.sampler_id] = snapshot
+        self._samplers.put(spec.sampler_id, snapshot)
 
     async def close_sampler(self, sampler_id: str) -> None:
         """Free a sampler once the calls that are running have ended."""
-        snapshot = self._samplers.pop(sampler_id, None)
-        if snapshot is not None:
-            snapshot.let_go()
+        self._samplers.drop(sampler_id)
 
     async def sample(self, request: SampleRequest, events: SampleEvents) -> SampleResponse:
         """Draw sequences."""
@@ -311,14 +313,7 @@ class LocalBackend:
             case "base_model":
                 return Snapshot(await self._loaded(request.base_model), None)
             case _:
-                snapshot = self._samplers.get(request.sampler_id)
-                if snapshot is None:
-                    raise GatewayError(
-                        Kind.NOT_FOUND,
-                        ErrorReason.ERROR_REASON_SAMPLER_NOT_FOUND,
-                        f"there is no sampler {request.sampler_id!r}",
-                    )
-                return snapshot.hold()
+                return await self._samplers.hold(request.sampler_id)
 
     async def checkpoints(self) -> Sequence[Checkpoint]:
         """What is on disk."""
