@@ -321,7 +321,7 @@ def test_weights_that_do_not_fit_are_refused(adapters: Adapters) -> None:
 
 
 def test_a_folder_that_holds_no_adapter(adapters: Adapters, tmp_path: Path) -> None:
-    with pytest.raises(GatewayError, match="adapter_config.json is missing"):
+    with pytest.raises(GatewayError, match=r"adapter_config\.json is missing"):
         adapters.load("a", tmp_path, trainable=False)
 
 
