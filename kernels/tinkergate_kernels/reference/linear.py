@@ -1,4 +1,4 @@
-"""The kernels in plain PyTorch: whole logits, autograd, any floating dtype, float64 for tests."""
+"""Log-probabilities from hidden states, in plain PyTorch."""
 
 from __future__ import annotations
 

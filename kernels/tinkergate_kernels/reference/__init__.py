@@ -1,0 +1,5 @@
+"""The kernels in plain PyTorch: whole logits, autograd, any floating dtype, float64 for tests."""
+
+from tinkergate_kernels.reference.linear import linear_logprob
+
+__all__ = ["linear_logprob"]
