@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinkergate_kernels import Tiling, linear_logprob, reference
+from tinkergate_kernels import Lora, Tiling, linear_logprob, reference
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Case:
     def expected(self) -> list[Tensor]:
         """The same by autograd through whole logits in float64."""
         leaves = [x.detach().double().requires_grad_() for x in self._inputs()]
-        lora = reference.Lora(leaves[1], leaves[2], self.scale) if self.a is not None else None
+        lora = Lora(leaves[1], leaves[2], self.scale) if self.a is not None else None
         logprobs = reference.linear_logprob(
             leaves[0],
             self.weight.double(),
