@@ -1,9 +1,9 @@
 """Sums over the datums of packed tokens, in a fixed order.
 
-Work is cut into tiles of tokens, whatever datums they belong to, so loads are aligned and wide. What
-a tile adds to a datum goes to slot `tile + datum`: going through the tokens in order, each step to a
-new tile or datum raises that number, so no two pairs share a slot, and the slots of a datum follow
-one another. `datum_sums` adds each datum's up in that order, in float64.
+Work is cut into tiles of tokens, whatever datums they belong to, so loads are aligned and wide.
+What a tile adds to a datum goes to slot `tile + datum`: going through the tokens in order, each
+step to a new tile or datum raises that number, so no two pairs share a slot, and the slots of a
+datum follow one another. `datum_sums` adds each datum's up in that order, in float64.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class Plan(NamedTuple):
 
     @property
     def slots(self) -> int:
+        """How many slots there may be."""
         return self.tiles + self.datums
 
     def launches(self) -> list[tuple[int, int, bool]]:
@@ -114,6 +115,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(problem: Problem) -> Plan:
+    """How a problem is cut."""
     tokens = problem.logprobs.numel()
     starts = torch.arange(0, tokens, TILE, device=problem.offsets.device)
     ends = (starts + TILE - 1).clamp(max=tokens - 1)
