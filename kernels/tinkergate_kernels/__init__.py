@@ -3,6 +3,6 @@
 `linear_logprob` is the kernel; `reference` says the same in plain PyTorch, for tests and readers.
 """
 
-from tinkergate_kernels.linear import Lora, Tiling, linear_logprob
+from tinkergate_kernels.linear import LinearScores, Lora, linear_logprob, linear_scores
 
-__all__ = ["Lora", "Tiling", "linear_logprob"]
+__all__ = ["LinearScores", "Lora", "linear_logprob", "linear_scores"]

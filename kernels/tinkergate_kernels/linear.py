@@ -11,22 +11,41 @@ With it the backward is elementwise, because for a frozen W
     d logprob[n, k] / d hidden[n] = (W[targets[n, k]] - E[n]) / T
 
 does not depend on what comes from above: two products of N x D x V in all, and no third.
-Only the gradient of a low-rank B on the unembedding needs the probabilities once more; the
-forward keeps their tiles while they fit `Tiling.keep_bytes`, else the backward makes them again.
+Only the gradients of a low-rank B on the unembedding and of W itself need the probabilities once
+more, and so do all under a softcap. For B the forward keeps them while they fit `keep_bytes`, else
+the backward makes them again.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tinkergate_kernels.arguments import Lora, Tiling, check_linear
-from tinkergate_kernels.tiles import Head, OnlineSoftmax, exponentials, pick, row_spans
+from tinkergate_kernels.arguments import Lora, check_linear, inverse_of
+from tinkergate_kernels.passes import Pass
 
-__all__ = ["Lora", "Tiling", "linear_logprob"]
+__all__ = ["KEEP_BYTES", "LinearScores", "Lora", "linear_logprob", "linear_scores"]
+
+KEEP_BYTES = 128 << 20
+"""How many bytes of probabilities a forward may keep for the gradient of B."""
+
+
+class LinearScores(NamedTuple):
+    """What `linear_scores` answers: float32, nats."""
+
+    logprob: Tensor
+    """Shaped like the targets; 0 for a target that is no token."""
+    logsumexp: Tensor
+    """[N], of the logits after softcap and temperature."""
+    entropy: Tensor | None
+    """[N], of the prediction; None if not asked for."""
+    topk_ids: Tensor
+    """int64 [N, k]: the likeliest tokens, likeliest first, equals by lower id."""
+    topk_logprobs: Tensor
+    """[N, k]."""
 
 
 def linear_logprob(
@@ -36,23 +55,33 @@ def linear_logprob(
     *,
     bias: Tensor | None = None,
     lora: Lora | tuple[Tensor, Tensor, float] | None = None,
-    temperature: float = 1.0,
-    tiling: Tiling | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    keep_bytes: int = KEEP_BYTES,
 ) -> Tensor:
     """The log-probabilities in nats, float32, shaped like `targets`, of
 
-        log_softmax((hidden W^T + bias + scale (hidden A^T) B^T) / temperature)
+        x = hidden W^T + bias + scale (hidden A^T) B^T
+        log_softmax(cap(x) / temperature),   cap(x) = softcap tanh(x / softcap), or x
 
-    hidden: [N, D] floating. weight: [V, D] floating, frozen. targets: int64 [N] or [N, K], token
-    ids. bias: [V], frozen. lora: (A [r, D], B [V, r], scale). Computed in float32 whatever the
-    dtypes are. Differentiable once in `hidden`, A and B, for any gradient from above.
+    hidden: [N, D] floating. weight: [V, D] floating. targets: int64 [N] or [N, K], token ids; for
+    one outside [0, V), such as -100, the answer is 0 and no gradient, and a row of such alone costs
+    nothing. bias: [V], frozen. lora: (A [r, D], B [V, r], scale). temperature: one number, or
+    float [N] for the rows. Differentiable once in `hidden`, `weight`, A and B, for any gradient
+    from above.
 
-    Takes memory for one tile of logits, and with gradients for N x (D + r) floats and at most
-    `tiling.keep_bytes` of probabilities. Raises ValueError, before any work, if shapes, dtypes or
-    devices do not fit, a target is not in [0, V), or weight or bias would need a gradient.
+    Sums are float32 whatever the dtypes are. With half-precision states and unembedding, products
+    of those are exact; the gradient of `hidden` is rounded to their precision. On a CPU the bits of
+    a row's answer do not depend on the rows beside it.
+
+    Takes memory for a few tiles of logits, and with gradients for about N x (D + r) floats for each
+    of four parts of the vocabulary and at most `keep_bytes` of probabilities. Raises ValueError,
+    before any work, if shapes, dtypes or devices do not fit, or the bias would need a gradient.
     """
     lora = None if lora is None else Lora(*lora)
-    check_linear(hidden, weight, targets, bias, lora, temperature)
+    check_linear(hidden, weight, targets, bias, lora, temperature, softcap)
+    if keep_bytes < 0:
+        raise ValueError(f"keep_bytes is {keep_bytes}; must not be negative")
     a, b, scale = lora if lora is not None else (None, None, 0.0)
     columns = targets if targets.ndim == 2 else targets[:, None]
     logprobs: Tensor = _LinearLogprob.apply(
@@ -63,11 +92,38 @@ def linear_logprob(
         bias,
         columns,
         scale,
-        1 / temperature,
-        tiling or Tiling(),
+        temperature,
+        softcap,
+        keep_bytes,
         torch.is_grad_enabled(),
     )
     return logprobs.view(targets.shape)
+
+
+@torch.no_grad()
+def linear_scores(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    lora: Lora | tuple[Tensor, Tensor, float] | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    topk: int = 0,
+) -> LinearScores:
+    """The logprobs of `linear_logprob`, and in the same pass over the vocabulary the log-sum-exp,
+    and where asked for the entropy -sum p log p and the `topk` likeliest tokens (as many as there
+    are, if there are fewer). Without gradients; every row is read, whatever its targets are.
+    Raises ValueError as `linear_logprob` does, and for a negative `topk`."""
+    lora = None if lora is None else Lora(*lora)
+    check_linear(hidden, weight, targets, bias, lora, temperature, softcap)
+    if topk < 0:
+        raise ValueError(f"topk is {topk}; must not be negative")
+    columns = targets if targets.ndim == 2 else targets[:, None]
+    work = Pass(hidden, weight, columns, bias, lora, inverse_of(temperature, hidden), softcap)
+    return LinearScores(*work.scores(entropy=entropy, topk=topk, shape=targets.shape))
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -81,112 +137,62 @@ class _LinearLogprob(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         scale: float,
-        inv_temperature: float,
-        tiling: Tiling,
+        temperature: float | Tensor,
+        softcap: float | None,
+        keep_bytes: int,
         grad_enabled: bool,
     ) -> Tensor:
-        needs_h, needs_a, needs_b = (grad_enabled and n for n in ctx.needs_input_grad[:3])
-        mean_b = b is not None and (needs_h or needs_a)
-        head = Head(weight, bias, a, b, scale, inv_temperature, tiling)
-        logprobs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        softmax = OnlineSoftmax(hidden.shape[0], head, mean_w=needs_h, mean_b=mean_b)
-        kept: list[Tensor] = []
-        budget = tiling.keep_bytes if needs_b else 0
-        for place in row_spans(hidden.shape[0], tiling):
-            rows = hidden[place].float()
-            low = head.low_rank(rows)
-            tile_bytes = 4 * rows.shape[0] * weight.shape[0]
-            keep = tile_bytes <= budget
-            # After the first that does not fit none is kept: the kept ones are the first ones.
-            budget = budget - tile_bytes if keep else 0
-            for span in head.spans():
-                tile = head.tile(rows, low, span, keep)
-                pick(tile, span, targets[place], logprobs[place])
-                softmax.add(tile, place, span)
-                if keep:
-                    kept += [tile, softmax.maximum[place].clone()]
-        softmax.finish(logprobs)
-        if needs_h or needs_a or needs_b:
-            statistics = (softmax.maximum, softmax.sum, softmax.mean_w, softmax.mean_b)
-            ctx.save_for_backward(hidden, a, b, weight, bias, targets, *statistics, *kept)
-            ctx.settings = (scale, inv_temperature, tiling)
-        return logprobs
+        needs_h, needs_a, needs_b, needs_w = (
+            grad_enabled and needed for needed in ctx.needs_input_grad[:4]
+        )
+        lora = None if a is None or b is None else Lora(a.detach(), b.detach(), scale)
+        rows = _scored(targets, len(weight))
+        work = Pass(
+            hidden.detach() if rows is None else hidden.detach()[rows],
+            weight.detach(),
+            targets if rows is None else targets[rows],
+            bias,
+            lora,
+            inverse_of(temperature, hidden)[slice(None) if rows is None else rows],
+            softcap,
+        )
+        logprobs = work.forward(
+            mean_w=needs_h, mean_b=needs_h or needs_a, keep_bytes=keep_bytes if needs_b else 0
+        )
+        if needs_h or needs_a or needs_b or needs_w:
+            # The pass holds them too; these notice changes in place before the backward.
+            ctx.save_for_backward(hidden, a, b, weight, bias, targets)
+            ctx.work, ctx.rows = work, rows
+            ctx.dtypes = [None if t is None else t.dtype for t in (hidden, a, b, weight)]
+            ctx.count = len(hidden)
+        if rows is None:
+            return logprobs
+        return logprobs.new_zeros(targets.shape).index_copy_(0, rows, logprobs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, a, b, weight, bias, targets, maximum, total, mean_w, mean_b, *kept = (
-            ctx.saved_tensors
+        assert ctx.saved_tensors is not None
+        work, rows = ctx.work, ctx.rows
+        needs_h, needs_a, needs_b, needs_w = ctx.needs_input_grad[:4]
+        found = work.backward(
+            upstream.float() if rows is None else upstream.float()[rows],
+            hidden=needs_h,
+            a=needs_a,
+            b=needs_b,
+            weight=needs_w,
         )
-        scale, inv_temperature, tiling = ctx.settings
-        needs_h, needs_a, needs_b = ctx.needs_input_grad[:3]
-        upstream = upstream.float()
-        row_sum = upstream.sum(dim=1)
-        grad_h = grad_a = grad_b = None
-        if needs_h:
-            grad_h = _pull(weight, targets, upstream, row_sum, mean_w).mul_(inv_temperature)
-        if a is not None and (needs_h or needs_a):
-            pull_b = _pull(b, targets, upstream, row_sum, mean_b).mul_(scale * inv_temperature)
-            if grad_h is not None:
-                grad_h.addmm_(pull_b, a.float())
-            if needs_a:
-                grad_a = (pull_b.T @ hidden.float()).to(a.dtype)
-        if needs_b:
-            head = Head(weight, bias, a, b, scale, inv_temperature, tiling)
-            share = row_sum / total
-            grad_b = _grad_b(head, hidden, targets, upstream, share, maximum, kept)
-            grad_b = grad_b.mul_(scale * inv_temperature).to(b.dtype)
-        if grad_h is not None:
-            grad_h = grad_h.to(hidden.dtype)
-        return grad_h, grad_a, grad_b, *([None] * 7)
+        if needs_h and rows is not None:
+            whole = found[0].new_zeros(ctx.count, found[0].shape[1])
+            found = (whole.index_copy_(0, rows, found[0]), *found[1:])
+        typed = (
+            None if gradient is None else gradient.to(dtype)
+            for gradient, dtype in zip(found, ctx.dtypes, strict=True)
+        )
+        return *typed, *([None] * 7)
 
 
-def _pull(
-    table: Tensor, targets: Tensor, upstream: Tensor, row_sum: Tensor, mean: Tensor | None
-) -> Tensor:
-    """sum_k upstream[n, k] table[targets[n, k]] - row_sum[n] mean[n]: float32 [N, width]."""
-    pull = upstream.new_zeros(upstream.shape[0], table.shape[1])
-    if mean is not None:
-        pull.addcmul_(row_sum[:, None], mean, value=-1)
-    for k in range(targets.shape[1]):
-        pull.addcmul_(upstream[:, k, None], table[targets[:, k]].float())
-    return pull
-
-
-def _grad_b(
-    head: Head,
-    hidden: Tensor,
-    targets: Tensor,
-    upstream: Tensor,
-    share: Tensor,
-    maximum: Tensor,
-    kept: list[Tensor],
-) -> Tensor:
-    """dz^T (hidden A^T) [V, r] in float32, where for exponentials e of the logits less maximum[n]
-
-        dz[n, v] = sum_k upstream[n, k] [v = targets[n, k]] - share[n] e[n, v]
-
-    `kept` holds the exponentials' tiles of the first rows, each followed by the maximum [R] that
-    it stands relative to; those of other rows are made again.
-    """
-    assert head.b is not None
-    grad = torch.zeros(head.b.shape, dtype=torch.float32, device=hidden.device)
-    remembered = iter(kept)
-    for place in row_spans(hidden.shape[0], head.tiling):
-        rows = hidden[place].float()
-        low = head.low_rank(rows)
-        assert low is not None
-        factor = low * share[place, None]
-        for span in head.spans():
-            tile = next(remembered, None)
-            if tile is None:
-                tile = head.tile(rows, low, span, keep=False)
-                exponentials(tile.sub_(maximum[place, None]), head.inv_temperature)
-                grad[span].addmm_(tile.T, factor, alpha=-1)
-            else:
-                # The small side takes in that the maximum has risen since.
-                rise = exponentials(next(remembered) - maximum[place], head.inv_temperature)
-                grad[span].addmm_(tile.T, factor * rise[:, None], alpha=-1)
-        for k in range(targets.shape[1]):
-            grad.index_add_(0, targets[place, k], upstream[place, k, None] * low)
-    return grad
+def _scored(targets: Tensor, vocab: int) -> Tensor | None:
+    """The rows that have a target which is a token, int64; None if all have."""
+    scored = ((targets >= 0) & (targets < vocab)).any(dim=1)
+    return None if scored.all() else scored.nonzero().view(-1)

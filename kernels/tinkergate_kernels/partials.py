@@ -49,8 +49,9 @@ def concatenated(parts: Sequence[Partials]) -> Partials:
     return Partials(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
-def merge(partials: Partials) -> Merged:
-    """Merge splits, first to last."""
+def merge(partials: Partials, scored: Tensor | None = None) -> Merged:
+    """Merge splits, first to last. `scored` is bool [N, K]: which targets are tokens of the whole
+    vocabulary; without it those count whose z is above -inf in some split."""
     maximum, total, weighted, target = (field[0] for field in partials)
     for m, t, w, picked in zip(*(field[1:] for field in partials), strict=True):
         top = torch.maximum(maximum, m)
@@ -62,7 +63,8 @@ def merge(partials: Partials) -> Merged:
         total = old * total + new * t
         maximum = top
         target = torch.maximum(target, picked)
-    scored = target > float("-inf")
+    if scored is None:
+        scored = target > float("-inf")
     read = scored.any(dim=1) & (total > 0)
     log_total = torch.where(read, total, 1.0).log()
     # (z - max) - log(total) rather than z - (max + log(total)): the large terms cancel first.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tinkergate_kernels import Lora, Tiling, linear_logprob, reference
+from tinkergate_kernels import Lora, linear_logprob, reference
+from tinkergate_kernels.cpu import backward, linear
 
 
 @dataclass
@@ -25,9 +26,10 @@ class Case:
     a: Tensor | None = None
     b: Tensor | None = None
     scale: float = 1.0
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0
+    softcap: float | None = None
 
-    def run(self, tiling: Tiling | None = None) -> list[Tensor]:
+    def run(self, **settings: Any) -> list[Tensor]:
         """The logprobs and the gradients of hidden, A and B."""
         leaves = [x.detach().clone().requires_grad_() for x in self._inputs()]
         lora = (leaves[1], leaves[2], self.scale) if self.a is not None else None
@@ -38,7 +40,8 @@ class Case:
             bias=self.bias,
             lora=lora,
             temperature=self.temperature,
-            tiling=tiling,
+            softcap=self.softcap,
+            **settings,
         )
         assert logprobs.dtype == torch.float32
         logprobs.backward(self.upstream)
@@ -54,7 +57,12 @@ class Case:
             self.targets,
             bias=None if self.bias is None else self.bias.double(),
             lora=lora,
-            temperature=self.temperature,
+            temperature=(
+                self.temperature.double()
+                if isinstance(self.temperature, Tensor)
+                else self.temperature
+            ),
+            softcap=self.softcap,
         )
         logprobs.backward(self.upstream.double())
         return [logprobs.detach(), *(_grad(leaf) for leaf in leaves)]
@@ -126,7 +134,7 @@ SHAPES = [(1, 1, 1), (1, 3, 2), (7, 5, 11), (33, 72, 504), (513, 16, 2049), (64,
 @pytest.mark.parametrize("k", [None, 1, 3])
 def test_values_and_gradients(n: int, d: int, v: int, rank: int, k: int | None) -> None:
     case = make_case(n, d, v, k=k, rank=rank, seed=n + d)
-    assert_agrees(case.run(Tiling(rows=200, vocab=1000)), case.expected())
+    assert_agrees(case.run(), case.expected())
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 3.0])
@@ -141,17 +149,69 @@ def test_full_vocabulary() -> None:
     assert_agrees(case.run(), case.expected())
 
 
-def tilings() -> Iterator[Tiling]:
-    for rows, vocab, keep in itertools.product(
-        (1, 7, 40, 512), (1, 13, 97, 4096), (0, 4 * 97 * 20, 1 << 30)
-    ):
-        yield Tiling(rows=rows, vocab=vocab, keep_bytes=keep)
+@pytest.mark.parametrize("keep_bytes", [0, 4 * 2000 * 600, 1 << 30])
+def test_what_is_kept_for_the_backward_changes_nothing(keep_bytes: int) -> None:
+    case = make_case(1100, 12, 2000, k=2, rank=3, bias=True)
+    assert_agrees(case.run(keep_bytes=keep_bytes), case.expected())
 
 
-@pytest.mark.parametrize("tiling", list(tilings()), ids=str)
-def test_every_tiling_gives_the_same(tiling: Tiling) -> None:
-    case = make_case(40, 12, 97, k=2, rank=3, bias=True)
-    assert_agrees(case.run(tiling), case.expected())
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_softcap_and_a_temperature_for_each_row(rank: int, bias: bool) -> None:
+    case = make_case(70, 12, 1700, k=2, rank=rank, bias=bias, spread=20.0)
+    case.temperature = torch.linspace(0.3, 3, 70)
+    case.hidden *= case.temperature[:, None] / 4
+    assert_agrees(case.run(), case.expected())
+    case.softcap = 8.0
+    assert_agrees(case.run(), case.expected())
+
+
+@pytest.mark.parametrize("softcap", [None, 6.0])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_trained_unembedding(softcap: float | None, rank: int) -> None:
+    case = make_case(600, 8, 1000, k=2, rank=rank)
+    case.softcap = softcap
+    trained = case.weight.clone().requires_grad_()
+    hidden = case.hidden.clone().requires_grad_()
+    lora = None
+    if case.a is not None and case.b is not None:
+        lora = Lora(case.a, case.b, case.scale)
+    linear_logprob(hidden, trained, case.targets, lora=lora, softcap=softcap).backward(
+        case.upstream
+    )
+    exact = case.weight.double().requires_grad_()
+    states = case.hidden.double().requires_grad_()
+    double = None if lora is None else Lora(lora.a.double(), lora.b.double(), lora.scale)
+    reference.linear_logprob(states, exact, case.targets, lora=double, softcap=softcap).backward(
+        case.upstream.double()
+    )
+    assert relative(_grad(trained), _grad(exact)) <= 5e-6
+    assert relative(_grad(hidden), _grad(states)) <= 5e-6
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_targets_that_are_no_tokens_are_ignored(k: int | None) -> None:
+    case = make_case(40, 8, 900, k=k, rank=2, bias=True)
+    case.targets.view(-1)[::3] = -100
+    case.targets.view(-1)[1::7] = 900
+    if k:
+        case.targets[5:9] = -1
+    found, wanted = case.run(), case.expected()
+    assert_agrees(found, wanted)
+    ignored = (case.targets < 0) | (case.targets >= 900)
+    assert not found[0][ignored].any()
+    unread = ignored if k is None else ignored.all(dim=1)
+    assert unread.any()
+    assert not found[1][unread].any()
+
+
+def test_rows_without_targets_are_not_even_read() -> None:
+    case = make_case(20, 8, 900)
+    case.targets[10:] = -100
+    case.hidden[10:] = torch.nan
+    found = case.run()
+    assert torch.isfinite(found[0]).all()
+    assert torch.isfinite(found[1]).all()
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (5, 0)])
@@ -185,7 +245,7 @@ def test_equal_logits_of_any_size_are_a_uniform_prediction(level: float) -> None
     case.hidden = torch.zeros_like(case.hidden)
     case.bias = torch.full((50,), level)
     uniform = -torch.tensor(50.0).log()
-    torch.testing.assert_close(case.run(Tiling(vocab=7))[0], uniform.expand(9), rtol=0, atol=1e-6)
+    torch.testing.assert_close(case.run()[0], uniform.expand(9), rtol=0, atol=1e-6)
 
 
 def test_forbidden_tokens_by_bias() -> None:
@@ -197,7 +257,7 @@ def test_forbidden_tokens_by_bias() -> None:
     narrow.weight, narrow.targets = narrow.weight[:10], narrow.targets % 10
     assert narrow.b is not None
     narrow.b = narrow.b[:10]
-    found, wanted = case.run(Tiling(vocab=7)), narrow.expected()
+    found, wanted = case.run(), narrow.expected()
     assert float(found[3][10:].abs().max()) < 1e-25
     assert_agrees([*found[:3], found[3][:10]], wanted)
     case.targets[3] = 20
@@ -260,9 +320,16 @@ def test_only_the_gradients_asked_for(wanted: tuple[str, ...]) -> None:
             assert leaf.grad is None
 
 
-def test_memory_stays_far_below_the_logits() -> None:
+def test_memory_stays_far_below_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(1024, 8, 20000, rank=2)
     sizes: list[int] = []
+
+    def in_this_thread(items: Iterable[Any], work: Callable[[Any], None]) -> None:
+        for item in items:
+            work(item)
+
+    for module in (linear, backward):
+        monkeypatch.setattr(module, "run_all", in_this_thread)
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -272,7 +339,7 @@ def test_memory_stays_far_below_the_logits() -> None:
             return out
 
     with Watch():
-        case.run(Tiling(rows=256, vocab=2048, keep_bytes=0))
+        case.run(keep_bytes=0)
     logits_bytes = 1024 * 20000 * 4
     assert sizes
     assert max(sizes) <= logits_bytes // 16
@@ -283,17 +350,16 @@ BAD: list[tuple[str, object, str]] = [
     ("hidden", torch.zeros(4, 3, dtype=torch.int64), "hidden is torch.int64; must be a floating"),
     ("weight", torch.zeros(10, 4), r"weight has shape \[10, 4\]; must be \[\*, 3\]"),
     ("weight", torch.zeros(0, 3), "weight has no rows"),
-    ("weight", torch.zeros(10, 3, requires_grad=True), "frozen weight"),
     ("targets", torch.zeros(5, dtype=torch.int64), r"shape \[5\]; must be \[4\] or \[4, K\]"),
     ("targets", torch.zeros(4, 1, 1, dtype=torch.int64), r"must be \[4\] or \[4, K\]"),
     ("targets", torch.zeros(4, dtype=torch.int32), "targets are torch.int32; must be torch.int64"),
-    ("targets", torch.tensor([0, 1, 10, 2]), "targets hold 10; must be at least 0 and below 10"),
-    ("targets", torch.tensor([0, -100, 1, 2]), "targets hold -100; must be at least 0"),
     ("bias", torch.zeros(9), r"bias has shape \[9\]; must be \[10\]"),
     ("bias", torch.zeros(10, requires_grad=True), "frozen bias"),
     ("lora", (torch.zeros(2, 4), torch.zeros(10, 2), 1.0), r"lora A has shape \[2, 4\]"),
     ("lora", (torch.zeros(2, 3), torch.zeros(10, 3), 1.0), r"lora B has shape \[10, 3\]"),
     ("lora", (torch.zeros(2, 3), torch.zeros(10, 2), float("nan")), "lora scale is nan"),
+    ("temperature", torch.ones(3), r"temperature has shape \[3\]; must be \[4\]"),
+    ("softcap", 0.0, "softcap is 0.0; must be finite and positive"),
     ("temperature", 0.0, "temperature is 0.0; must be finite and positive"),
     ("temperature", float("inf"), "temperature is inf; must be finite and positive"),
 ]
@@ -311,6 +377,7 @@ def test_bad_arguments_are_refused_by_name(name: str, value: object, message: st
         linear_logprob(**(arguments | {name: value}))  # type: ignore[arg-type]
 
 
-def test_a_tiling_must_have_extent() -> None:
-    with pytest.raises(ValueError, match="rows and vocab must be positive"):
-        Tiling(rows=0)
+def test_a_negative_budget_is_refused() -> None:
+    case = make_case(2, 3, 4)
+    with pytest.raises(ValueError, match="keep_bytes is -1; must not be negative"):
+        case.run(keep_bytes=-1)

@@ -1,0 +1,92 @@
+"""The output projection, a tile of logits at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tinkergate_kernels.arguments import Lora
+from tinkergate_kernels.cpu.products import COLUMNS, Products
+
+LOG2_E = 1 / math.log(2)
+
+_MOST_SPLITS = 4
+_LEAST_SPLIT = 8 * COLUMNS
+
+
+def splits_of(vocab: int) -> list[range]:
+    """The vocabulary in parts that threads may take. By its size alone: where it is cut decides
+    over the last bits of the result."""
+    count = min(_MOST_SPLITS, max(1, vocab // _LEAST_SPLIT))
+    columns = -(-vocab // (count * COLUMNS)) * COLUMNS
+    return [range(begin, min(begin + columns, vocab)) for begin in range(0, vocab, columns)]
+
+
+def spans_of(split: range) -> Iterator[slice]:
+    """The tokens of each tile of a part."""
+    for begin in range(split.start, split.stop, COLUMNS):
+        yield slice(begin, min(begin + COLUMNS, split.stop))
+
+
+class Head:
+    """What turns states into logits. Tensors are on the CPU and of any floating dtype; tiles are
+    float32 and stand in units of log 2, divided by the temperature."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora: Lora | None,
+        softcap: float | None,
+        products: Products,
+    ) -> None:
+        self.weight, self.bias, self.lora, self.softcap = weight, bias, lora, softcap
+        self.products = products
+
+    def factors(self, hidden: Tensor, inverse_temperature: Tensor) -> RowFactors:
+        """What a tile of rows is multiplied from: states [R, D], inverse temperatures [R]."""
+        rows = hidden.float()
+        low = None if self.lora is None else rows @ self.lora.a.float().T * self.lora.scale
+        scale = (inverse_temperature * LOG2_E)[:, None]
+        if self.softcap is None:
+            # A row's factor goes into the row, which is far smaller than its logits.
+            return RowFactors(rows * scale, None if low is None else low * scale, scale)
+        return RowFactors(rows, low, scale)
+
+    def tile(self, factors: RowFactors, span: slice, buffer: Tensor) -> Tensor:
+        """Logits [R, len(span)] in the memory of `buffer`, which has R * COLUMNS numbers."""
+        out = buffer[: len(factors.rows) * (span.stop - span.start)].view(len(factors.rows), -1)
+        self.products.logits(factors.rows, self.weight[span].float(), out)
+        if self.lora is not None and factors.low is not None:
+            out.addmm_(factors.low, self.lora.b[span].float().T)
+        capped = self.softcap is not None
+        if self.bias is not None:
+            bias = self.bias[span].float()
+            out += bias if capped else factors.scale * bias
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap * factors.scale)
+        return out
+
+
+class RowFactors:
+    """A tile of rows, ready to be multiplied."""
+
+    def __init__(self, rows: Tensor, low: Tensor | None, scale: Tensor) -> None:
+        self.rows = rows
+        """[R, D], times `scale` unless logits are capped."""
+        self.low = low
+        """[R, r], likewise."""
+        self.scale = scale
+        """[R, 1]: 1 / (T log 2)."""
+
+
+def padded(tensor: Tensor, height: int, value: float = 0) -> Tensor:
+    """The rows of a tensor, and rows of `value` up to `height`."""
+    missing = height - len(tensor)
+    if not missing:
+        return tensor
+    padding: Sequence[int] = [0, 0] * (tensor.ndim - 1) + [0, missing]
+    return torch.nn.functional.pad(tensor, padding, value=value)

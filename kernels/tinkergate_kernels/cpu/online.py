@@ -1,0 +1,116 @@
+"""The softmax of a tile of rows over a part of the vocabulary, from one tile of logits to the next.
+
+All logits here are in units of log 2: exp2 is several times faster than exp.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LEAST = torch.finfo(torch.float32).min
+
+_LEAST_DIFFERENCE = -1e4
+"""Below this 2^x is 0 by far; -inf times 0 would not be."""
+
+
+class Online:
+    """Running sums of R rows."""
+
+    def __init__(self, rows: int, targets: int, *, entropy: bool, topk: int) -> None:
+        self.maximum = torch.full((rows,), _LEAST)
+        """The least float rather than -inf: a tile that is all -inf then gives no NaN."""
+        self.total = torch.zeros(rows)
+        self.weighted = torch.zeros(rows) if entropy else None
+        self.picked = torch.full((rows, targets), float("-inf"))
+        self.decay: Tensor | None = None
+        """What earlier sums over the vocabulary are worth now, [R]."""
+        self.best = Best(rows, topk) if topk else None
+
+    def add(self, tile: Tensor, span: slice, targets: Tensor) -> None:
+        """Take in a tile of logits [R, C], which becomes 2^(tile - maximum); `targets` is [R, K].
+        Afterwards `decay` says what sums that the caller keeps are worth."""
+        _pick(tile, span, targets, self.picked)
+        highest = tile.amax(dim=1)
+        if self.best is not None:
+            self.best.add(tile, highest, span.start)
+        maximum = torch.maximum(self.maximum, highest)
+        down = self.maximum - maximum
+        decay = self.decay = down.clamp(min=_LEAST_DIFFERENCE).exp2_()
+        self.maximum = maximum
+        tile.sub_(maximum[:, None])
+        if self.weighted is None:
+            tile.exp2_()
+            self.total.mul_(decay).add_(tile.sum(dim=1))
+            return
+        tile.clamp_(min=_LEAST_DIFFERENCE)
+        weights = tile.exp2()
+        # sum 2^(z - new) (z - new), where z - new = (z - old) + (old - new).
+        earlier = self.weighted + down.clamp(min=_LEAST_DIFFERENCE) * self.total
+        self.weighted = decay * earlier + torch.linalg.vecdot(weights, tile)
+        tile.copy_(weights)
+        self.total.mul_(decay).add_(weights.sum(dim=1))
+
+
+def _pick(tile: Tensor, span: slice, targets: Tensor, picked: Tensor) -> None:
+    """Copy the logits of those `targets` [R, K] that lie in the tile into `picked` [R, K]."""
+    local = targets - span.start
+    inside = (local >= 0) & (local < tile.shape[1])
+    if inside.any():
+        found = tile.gather(1, local.clamp_(0, tile.shape[1] - 1))
+        torch.where(inside, found, picked, out=picked)
+
+
+class Best:
+    """The k largest logits of each row so far, largest first, equals by lower id."""
+
+    def __init__(self, rows: int, k: int) -> None:
+        self.values = torch.full((rows, k), float("-inf"))
+        self.ids = torch.full((rows, k), -1)
+
+    def add(self, tile: Tensor, highest: Tensor, start: int) -> None:
+        """Take in a tile [R, C] whose rows' maxima are `highest`, of tokens from `start` on."""
+        unfilled = self.ids[:, -1] < 0
+        # Equal ones that come later have higher ids.
+        rows = (unfilled | (highest > self.values[:, -1])).nonzero().view(-1)
+        if not len(rows):
+            return
+        k = self.values.shape[1]
+        values, places = tile[rows].sort(dim=1, descending=True, stable=True)
+        self.merge(rows, values[:, :k], places[:, :k] + start)
+
+    def merge(self, rows: Tensor, values: Tensor, ids: Tensor) -> None:
+        """Take in candidates of some rows, sorted, with ids above all those there are."""
+        k = self.values.shape[1]
+        all_values = torch.cat([self.values[rows], values], dim=1)
+        all_ids = torch.cat([self.ids[rows], ids], dim=1)
+        # Places that are not filled yet come last, behind tokens of -inf.
+        order = torch.where(all_ids < 0, float("-inf"), all_values)
+        filled_first = (all_ids < 0).sort(dim=1, stable=True).indices
+        order = order.gather(1, filled_first)
+        places = filled_first.gather(1, order.sort(dim=1, descending=True, stable=True).indices)
+        self.values[rows] = all_values.gather(1, places)[:, :k]
+        self.ids[rows] = all_ids.gather(1, places)[:, :k]
+
+
+class Parts:
+    """What each part of the vocabulary said of N rows."""
+
+    def __init__(self, splits: int, rows: int, targets: int, *, entropy: bool, topk: int) -> None:
+        self.maximum = torch.empty(splits, rows)
+        self.total = torch.empty(splits, rows)
+        self.weighted = torch.empty(splits, rows) if entropy else None
+        self.picked = torch.empty(splits, rows, targets)
+        self.best = [Best(rows, topk) for _ in range(splits)] if topk else []
+
+    def take(self, split: int, place: slice, online: Online) -> None:
+        """Keep the sums of a tile of rows, without those that fill it up."""
+        count = place.stop - place.start
+        self.maximum[split, place] = online.maximum[:count]
+        self.total[split, place] = online.total[:count]
+        self.picked[split, place] = online.picked[:count]
+        if self.weighted is not None and online.weighted is not None:
+            self.weighted[split, place] = online.weighted[:count]
+        if online.best is not None:
+            self.best[split].values[place] = online.best.values[:count]
+            self.best[split].ids[place] = online.best.ids[:count]
