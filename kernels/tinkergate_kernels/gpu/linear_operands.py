@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,11 @@ class Operands:
     b: Tensor | None
     bias: Tensor | None
     shape: Shape
+
+    def of_rows(self, rows: slice) -> Operands:
+        """The same of some rows only."""
+        low = None if self.low is None else self.low[rows]
+        return replace(self, hidden=self.hidden[rows], low=low)
 
     def matrices(self) -> tuple[Any, Any, Any, Any]:
         """What a kernel takes for hidden, weight, low and b."""

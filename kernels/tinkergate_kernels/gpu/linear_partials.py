@@ -14,7 +14,7 @@ from tinkergate_kernels.gpu.linear_operands import Operands, operands
 from tinkergate_kernels.partials import Merged, Partials
 
 TOP_LIMIT = 64
-"""The most entries that are kept in the pass; `linear_top.top_of_tiles` is for more."""
+"""The most entries that are kept in the pass; `linear_top.top_of_chunks` is for more."""
 SPLIT = 2048
 """Tokens of one split: many programs even for few rows, and no function of the rows."""
 _MERGED_ROWS = 128
@@ -118,11 +118,10 @@ def partials_and_top(
         local = local_targets(targets, vocab_start, vocab)
         inverse = inv_temperature.contiguous()
         _launch(given, inverse, local, found, keys, softcap, vocab_start, split)
-    best = _decoded(keys, inv_temperature, top)
+    best = decoded(keys, inv_temperature, top)
     if places is None:
         return found, best
-    best = Top(_placed(best.z, places, rows, 0, -torch.inf), _placed(best.ids, places, rows, 0, -1))
-    return _spread(found, places, rows), best
+    return _spread(found, places, rows), spread_top(best, places, rows)
 
 
 def _launch(
@@ -178,17 +177,25 @@ def _empty_partials(splits: int, rows: int, k: int, like: Tensor) -> Partials:
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=like.device)
 
-    three = [empty(splits, rows) for _ in range(3)]
-    return Partials(*three, empty(splits, rows, k))
+    return Partials(
+        empty(splits, rows), empty(splits, rows), empty(splits, rows), empty(splits, rows, k)
+    )
 
 
 def _spread(found: Partials, places: Tensor, rows: int) -> Partials:
     fills = (_LOWEST, 0.0, 0.0, -torch.inf)
-    fields = [_placed(x, places, rows, 1, fill) for x, fill in zip(found, fills, strict=True)]
+    fields = [placed(x, places, rows, 1, fill) for x, fill in zip(found, fills, strict=True)]
     return Partials(*fields)
 
 
-def _placed(x: Tensor, places: Tensor, rows: int, dim: int, fill: float) -> Tensor:
+def spread_top(best: Top, places: Tensor, rows: int) -> Top:
+    """The top of the rows at `places` among `rows`."""
+    z = placed(best.z, places, rows, 0, -torch.inf)
+    return Top(z, placed(best.ids, places, rows, 0, -1))
+
+
+def placed(x: Tensor, places: Tensor, rows: int, dim: int, fill: float) -> Tensor:
+    """x at `places` of dim, which becomes `rows` long, and `fill` elsewhere."""
     shape = list(x.shape)
     shape[dim] = rows
     return x.new_full(shape, fill).index_copy_(dim, places, x)
@@ -198,8 +205,8 @@ def _power(count: int) -> int:
     return triton.next_power_of_2(count) if count else 0
 
 
-def _decoded(keys: Tensor, inv_temperature: Tensor, top: int) -> Top:
-    """The best of all splits' keys [S, N, TOP]."""
+def decoded(keys: Tensor, inv_temperature: Tensor, top: int) -> Top:
+    """The `top` largest of all splits' keys [S, N, any number]."""
     rows = keys.shape[1]
     joined = keys.movedim(0, 1).reshape(rows, -1)
     kept = joined.sort(dim=1, descending=True).values[:, :top]

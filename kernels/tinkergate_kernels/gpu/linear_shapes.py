@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinkergate_kernels.gpu.shipped import Bounds
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -28,7 +30,7 @@ _POINTERS = Shape(128, 128, 32, warps=8, stages=4)
 _DESCRIPTORS = Shape(128, 128, 64, warps=8, stages=3, descriptors=True)
 _MI300 = Shape(128, 128, 64, warps=8, stages=2)
 # Float32 is multiplied without tensor cores on NVIDIA: exact, and bound by registers.
-_FLOAT32 = Shape(64, 64, 16, warps=8, stages=2)
+_FLOAT32 = Shape(64, 64, 16, warps=4, stages=2)
 
 HALF = {"sm_80": _POINTERS, "sm_90": _DESCRIPTORS, "sm_100": _DESCRIPTORS, "gfx942": _MI300}
 """For bfloat16 and float16."""
@@ -58,7 +60,7 @@ def shape_for(*operands: Tensor, top: bool = False) -> Shape:
 
 def _for_top(shape: Shape) -> Shape:
     """Keys take as many registers again as the tile."""
-    return replace(shape, rows=64)
+    return replace(shape, rows=shape.rows // 2)
 
 
 def _reachable(x: Tensor) -> bool:
@@ -106,3 +108,11 @@ def tile_constants(dtype: str, shape: Shape) -> dict[str, Any]:
 def aligned(shape: Shape) -> tuple[str, ...]:
     """The arguments of `linear_tile.logits_tile` that 16 divides."""
     return LAYOUT if shape.descriptors else MATRICES + LAYOUT
+
+
+def chunk_bounds(dtype: str, targets: tuple[str, ...]) -> Bounds:
+    """Of a kernel that stores its tile. Triton for AMD stores it as it lies in the registers of the
+    matrix cores, four numbers at once, which are 64 bits of bfloat16; nothing in the source can
+    have it otherwise. The loads are those of the kernels that store none."""
+    wide = dtype == "fp32" or "gfx942" not in targets
+    return Bounds(dot=dtype != "fp32", wide_loads=wide)

@@ -174,3 +174,12 @@ def store_targets(
                 z = tl.sum(tl.where(match, tile, 0.0), axis=1) * inv_temperature
                 # A logit of -inf is told from a target that lies elsewhere.
                 tl.store(target + rows * K + k, tl.maximum(z, LOWEST), mask=here)
+
+
+@triton.jit
+def store_chunk(chunk, tile, row, column, chunk_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The tile into chunk [rows, chunk_stride], which holds whole tiles, in its dtype."""
+    # Only the corner may lie far: offsets in a tile of 64 bits would take all registers.
+    corner = chunk + row.to(tl.int64) * chunk_stride + column
+    places = tl.arange(0, ROWS)[:, None] * chunk_stride + tl.arange(0, COLUMNS)[None, :]
+    tl.store(corner + places, tile.to(chunk.dtype.element_ty))
