@@ -10,7 +10,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-fast lint types format proto proto-check proto-baseline \
-	bench requirements clean
+	bench bench-kernels kernels-aot requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ proto-baseline: setup ## Take the contract as it is for the one to stay compatib
 bench: setup ## Measure the gateway's hop and the engine, against plain counterparts
 	$(BIN)/python tests/bench/hop.py
 	PYTHONPATH=tests/fixtures $(BIN)/python tests/bench/engine.py
+
+bench-kernels: setup ## Measure the kernels' CPU path on the default model, against the rivals
+	$(BIN)/python tests/bench/kernels.py
+
+kernels-aot: setup ## Compile the kernels for GPUs that need not be here, check it, write REPORT.md
+	$(BIN)/python -m tinkergate_kernels.aot --report kernels/REPORT.md
 
 requirements: setup ## Pin the newest versions of everything that is installed
 	$(LOCK) --upgrade requirements/bootstrap.in --output-file requirements/bootstrap.txt

@@ -40,10 +40,12 @@ def _run(target: str | None, only: str | None, report: Path | None, check: bool)
     from tinkergate_kernels.aot import compiling, gates
     from tinkergate_kernels.aot.report import table
 
+    chosen = [each for each in compiling.shipped() if only is None or only in each.name]
+    if not chosen:
+        print(f"no shipped configuration has {only!r} in its name", file=sys.stderr)
+        return 1
     readings, broken = [], []
-    for configuration in compiling.shipped():
-        if only is not None and only not in configuration.name:
-            continue
+    for configuration in chosen:
         for each in configuration.targets:
             if target is not None and each != target:
                 continue

@@ -8,6 +8,7 @@ waiting for a barrier, to the end of the program.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,7 @@ class Loop:
 
 def loops(program: Sequence[Instruction]) -> list[Loop]:
     """The natural loops, outer ones before those inside them."""
-    starts = _block_starts(program)
-    blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], len(program)], strict=True)]
+    blocks = _blocks(program)
     after = _successors(program, blocks)
     dominators = _dominators(after)
     before: dict[int, set[int]] = {}
@@ -66,15 +66,15 @@ def loops(program: Sequence[Instruction]) -> list[Loop]:
     ]
 
 
-def _block_starts(program: Sequence[Instruction]) -> list[int]:
-    starts = {0} if program else set()
+def _blocks(program: Sequence[Instruction]) -> list[range]:
+    starts = {0, len(program)}
     for index, instruction in enumerate(program):
         if instruction.labels:
             starts.add(index)
         ends = instruction.jump is not None or not instruction.falls_through
-        if ends and index + 1 < len(program):
+        if ends:
             starts.add(index + 1)
-    return sorted(starts)
+    return [range(start, end) for start, end in itertools.pairwise(sorted(starts))]
 
 
 def _successors(program: Sequence[Instruction], blocks: list[range]) -> list[set[int]]:

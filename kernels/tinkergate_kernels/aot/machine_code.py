@@ -115,9 +115,11 @@ def read(compiled: Compiled, in_loop: bool) -> MachineCode:
 
 
 def _worth(program: Sequence[Instruction], found: list[Loop]) -> list[Loop]:
-    """The loops that are more than waiting: those that load, or compute on floats."""
+    """The innermost of the loops that are more than waiting: those that load, or compute on
+    floats."""
     work = re.compile(r"LD|UTMALDG|F|HFMA|MUFU|HMMA|HGMMA|QGMMA|UTC|global_|buffer_|ds_|v_\w+_f")
-    return [loop for loop in found if any(work.match(program[n].opcode) for n in loop.own)]
+    busy = [loop for loop in found if any(work.match(program[n].opcode) for n in loop.own)]
+    return [loop for loop in busy if not any(other.body < loop.body for other in busy)]
 
 
 def _turn(
@@ -134,8 +136,11 @@ def _turn(
 
 
 def _is_issued(opcode: str) -> bool:
-    """Of AMD's several units only the vector unit is counted: it is the one that is short."""
-    return opcode.startswith("v_") if opcode.islower() else opcode != "NOP"
+    """Of AMD's several units only the vector unit is counted: it is the one that is short, and
+    the matrix unit works beside it."""
+    if opcode.islower():
+        return opcode.startswith("v_") and not opcode.startswith("v_mfma")
+    return opcode != "NOP"
 
 
 def _access(instruction: Instruction) -> GlobalAccess | None:
