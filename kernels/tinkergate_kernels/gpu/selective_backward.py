@@ -1,0 +1,178 @@
+"""The gradient of logits from those of logprobs, log-sum-exp and entropy, each byte stored once."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tinkergate_kernels.gpu.selective_forward import LN2, LOG2E, LOWEST_EXPONENT, tanh
+
+
+@triton.jit
+def selective_backward_kernel(
+    logits,
+    targets,
+    bias,
+    inv_temperatures,
+    maximum,
+    log_total,
+    entropy,
+    grad_logprob,
+    grad_logsumexp,
+    grad_entropy,
+    grad,
+    stride,
+    grad_stride,
+    vocab,
+    count,
+    inv_temperature,
+    softcap,
+    inv_softcap,
+    TILE: tl.constexpr,
+    TARGETS: tl.constexpr,
+    ROW_TEMPERATURE: tl.constexpr,
+    BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    LOGPROB: tl.constexpr,
+    LOGSUMEXP: tl.constexpr,
+    ENTROPY: tl.constexpr,
+):
+    """With p the prediction, H its entropy, l = log p and g what comes from above,
+
+        dz[v] = sum_k g_lp[k] [v = target k] + p[v] (g_lse - sum_k g_lp[k] - g_H (l[v] + H))
+
+    `grad` may be `logits`: each program reads its tile before it writes it.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    start = tl.program_id(1).to(tl.int64) * TILE
+    if ROW_TEMPERATURE:
+        inv_temperature = tl.load(inv_temperatures + row)
+
+    live = tl.zeros((), tl.int32)
+    share = tl.zeros((), tl.float32)
+    for first in range(0, count, TARGETS):
+        k = first + tl.arange(0, TARGETS)
+        target = tl.load(targets + row * count + k, mask=k < count, other=-1)
+        scored = (target >= 0) & (target < vocab)
+        live |= tl.max(scored.to(tl.int32), 0)
+        if LOGPROB:
+            upstream = tl.load(grad_logprob + row * count + k, mask=scored, other=0.0)
+            share -= tl.sum(upstream, 0)
+    if LOGSUMEXP:
+        share += tl.load(grad_logsumexp + row)
+    slope = tl.zeros((), tl.float32)
+    if ENTROPY:
+        slope -= tl.load(grad_entropy + row) * LN2
+        # Of log p in base 2; the constant part goes with the share.
+        share += slope * (tl.load(entropy + row) * LOG2E)
+
+    at = start + tl.arange(0, TILE)
+    row_logits = logits + row * stride
+    row_grad = grad + row * grad_stride
+    top = tl.load(maximum + row)
+    log_sum = tl.load(log_total + row)
+    # A whole tile is read and written by whole vectors, without masks.
+    if (live > 0) & (start + TILE <= vocab):
+        x = tl.load(row_logits + at).to(tl.float32)
+        if BIAS:
+            x += tl.load(bias + at).to(tl.float32)
+        dx = _logits_gradient(
+            x,
+            at,
+            start,
+            row,
+            targets,
+            grad_logprob,
+            vocab,
+            count,
+            top,
+            log_sum,
+            share,
+            slope,
+            inv_temperature,
+            softcap,
+            inv_softcap,
+            TILE,
+            TARGETS,
+            SOFTCAP,
+            LOGPROB,
+            ENTROPY,
+        )
+        tl.store(row_grad + at, dx.to(grad.dtype.element_ty))
+    else:
+        inside = at < vocab
+        read = inside & (live > 0)
+        x = tl.load(row_logits + at, mask=read, other=0.0).to(tl.float32)
+        if BIAS:
+            x += tl.load(bias + at, mask=read, other=0.0).to(tl.float32)
+        dx = _logits_gradient(
+            x,
+            at,
+            start,
+            row,
+            targets,
+            grad_logprob,
+            vocab,
+            count,
+            top,
+            log_sum,
+            share,
+            slope,
+            inv_temperature,
+            softcap,
+            inv_softcap,
+            TILE,
+            TARGETS,
+            SOFTCAP,
+            LOGPROB,
+            ENTROPY,
+        )
+        tl.store(row_grad + at, tl.where(read, dx, 0.0).to(grad.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _logits_gradient(
+    x,
+    at,
+    start,
+    row,
+    targets,
+    grad_logprob,
+    vocab,
+    count,
+    top,
+    log_sum,
+    share,
+    slope,
+    inv_temperature,
+    softcap,
+    inv_softcap,
+    TILE: tl.constexpr,
+    TARGETS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    LOGPROB: tl.constexpr,
+    ENTROPY: tl.constexpr,
+):
+    if SOFTCAP:
+        bent = tanh(x * inv_softcap)
+        x = softcap * bent
+    log_p = tl.maximum((x - top) * (inv_temperature * LOG2E) - log_sum, LOWEST_EXPONENT)
+    p = tl.exp2(log_p)
+    if ENTROPY:
+        dz = p * (share + slope * log_p)
+    else:
+        dz = p * share
+    if LOGPROB:
+        for first in range(0, count, TARGETS):
+            k = first + tl.arange(0, TARGETS)
+            target = tl.load(targets + row * count + k, mask=k < count, other=-1)
+            here = (target >= start) & (target < start + TILE) & (target < vocab)
+            if tl.max(here.to(tl.int32), 0) > 0:
+                for place in range(first, tl.minimum(first + TARGETS, count)):
+                    hit = tl.load(targets + row * count + place)
+                    upstream = tl.load(grad_logprob + row * count + place)
+                    dz += tl.where((at == hit) & (at < vocab), upstream, 0.0)
+    dz *= inv_temperature
+    if SOFTCAP:
+        dz *= 1.0 - bent * bent
+    return dz
