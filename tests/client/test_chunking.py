@@ -53,3 +53,22 @@ def test_a_datum_that_no_message_carries_is_named() -> None:
         split(data(1, MESSAGE_BYTES), limits())
     assert caught.value.violations[0].field == "data[1]"
     assert caught.value.reason == "TOO_LARGE"
+
+
+def test_pairs_stay_in_one_chunk() -> None:
+    examples = data(1, 2, 3, 4, 5, 6)
+    assert lengths(split(examples, limits(datums=3), together=2)) == [[1, 2], [3, 4], [5, 6]]
+    assert lengths(split(examples, limits(datums=5), together=2)) == [[1, 2, 3, 4], [5, 6]]
+    assert lengths(split(examples, limits(datums=1), together=2)) == [[1, 2], [3, 4], [5, 6]]
+    size = sum(example.ByteSize() for example in examples[:3])
+    assert lengths(split(examples, limits(size=size), together=2)) == [[1, 2], [3, 4], [5, 6]]
+    assert lengths(split(examples[:3], limits(), together=2)) == [[1, 2, 3]]
+    assert lengths(split([], limits(), together=2)) == [[]]
+
+
+def test_a_pair_that_no_message_carries_is_named() -> None:
+    half = data(1, 1, MESSAGE_BYTES // 20, MESSAGE_BYTES // 20)
+    assert len(split(half, limits())) == 1
+    with pytest.raises(InvalidRequest, match=r"with data\[3\], which it must go with") as caught:
+        split(half, limits(), together=2)
+    assert caught.value.violations[0].field == "data[2]"

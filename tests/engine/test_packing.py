@@ -32,6 +32,16 @@ def test_kinds_stay_apart() -> None:
     ]
 
 
+def test_pairs_stay_together() -> None:
+    assert pack([3, 3, 3, 3, 1, 1, 9, 9], 10, together=2) == [
+        range(2),
+        range(2, 6),
+        range(6, 8),
+    ]
+    assert pack([6, 6], 10, together=2) == [range(2)]
+    assert pack([], 10, together=2) == []
+
+
 @given(
     examples=st.lists(st.tuples(st.integers(1, 40), st.sampled_from("ab"))),
     budget=st.integers(1, 60),

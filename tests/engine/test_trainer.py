@@ -324,7 +324,7 @@ def test_a_failure_leaves_no_trace(trainer: Trainer, monkeypatch: pytest.MonkeyP
 
 def test_bad_input_is_refused_before_any_work(trainer: Trainer) -> None:
     with pytest.raises(GatewayError, match="loss_fn"):
-        trainer.forward_backward(UNEVEN, "dpo", {}, backward=True)
+        trainer.forward_backward(UNEVEN, "stable_reinforce", {}, backward=True)
 
 
 def test_gradients_are_cleared_by_a_step(trainer: Trainer) -> None:

@@ -12,18 +12,21 @@ from tinkergate_client._errors import InvalidRequest, Violation
 _MESSAGE_MARGIN = 64 * 1024  # the request's other fields
 
 
-def split(data: Sequence[Datum], limits: Limits) -> list[Sequence[Datum]]:
-    """`data` in order, as few chunks as the greedy rule gives: a chunk is closed when it has
-    `chunk_datums` datums, or when the next one would take it past `chunk_bytes`. A datum that is
-    larger than that goes alone. Raises InvalidRequest for one that no message can carry."""
+def split(data: Sequence[Datum], limits: Limits, *, together: int = 1) -> list[Sequence[Datum]]:
+    """`data` in order, as few chunks as the greedy rule gives: a chunk is closed when the next
+    datum would take it past `chunk_datums` datums or `chunk_bytes`. A datum that is larger than
+    that goes alone. Every `together` datums in a row are taken for one: 2 keeps pairs in one chunk.
+    Raises InvalidRequest for what no message can carry."""
     largest = limits.max_message_bytes - _MESSAGE_MARGIN
     chunks: list[Sequence[Datum]] = []
     start = size = 0
-    for index, datum in enumerate(data):
-        bytes_ = datum.ByteSize()
+    for index in range(0, len(data), together):
+        end = min(index + together, len(data))
+        bytes_ = sum(datum.ByteSize() for datum in data[index:end])
         if bytes_ > largest:
+            also = "" if end == index + 1 else f" with data[{end - 1}], which it must go with"
             violation = Violation(
-                f"data[{index}]", f"takes {bytes_} bytes; a message carries at most {largest}"
+                f"data[{index}]", f"takes {bytes_} bytes{also}; a message carries at most {largest}"
             )
             raise InvalidRequest(
                 f"{violation.field}: {violation.description}",
@@ -31,7 +34,7 @@ def split(data: Sequence[Datum], limits: Limits) -> list[Sequence[Datum]]:
                 reason="TOO_LARGE",
                 violations=(violation,),
             )
-        full = index - start == limits.chunk_datums or size + bytes_ > limits.chunk_bytes
+        full = end - start > limits.chunk_datums or size + bytes_ > limits.chunk_bytes
         if index > start and full:
             chunks.append(data[start:index])
             start, size = index, 0

@@ -121,6 +121,10 @@ class Connection:
             raise
         self.limits = first.limits
         """The gateway's bounds."""
+        self.paired_losses = frozenset(
+            loss.name for backend in first.backends for loss in backend.losses if loss.paired
+        )
+        """The losses whose datums come in pairs."""
         self._default_model = first.default_model
 
     @property

@@ -83,7 +83,7 @@ class TrainingModel:
                 loss_fn=loss_fn,
                 loss_fn_config=_config(config),
             )
-            for chunk in split(data, self._connection.limits)
+            for chunk in self._chunks(data, loss_fn)
         ]
         return self._submit(self._stub.Forward, requests, read_forward_backward)
 
@@ -100,9 +100,11 @@ class TrainingModel:
         the gateway fails in the middle of the work, the other chunks' gradients stay.
 
         Args:
-            data: The examples (`datum`, `supervised_datum`).
-            loss_fn: The loss by name.
-            config: The loss's settings.
+            data: The examples (`datum`, `supervised_datum`). For a loss of pairs, such as "dpo",
+                even ones are chosen and odd ones rejected; pairs stay together.
+            loss_fn: The loss by name. `Client.capabilities` lists those that there are, with their
+                inputs and settings; docs/losses.md says what they compute.
+            config: The loss's settings; the others have their defaults.
 
         Raises InvalidRequest for a datum that is larger than a message.
         """
@@ -113,9 +115,13 @@ class TrainingModel:
                 loss_fn=loss_fn,
                 loss_fn_config=_config(config),
             )
-            for chunk in split(data, self._connection.limits)
+            for chunk in self._chunks(data, loss_fn)
         ]
         return self._submit(self._stub.ForwardBackward, requests, read_forward_backward)
+
+    def _chunks(self, data: Sequence[Datum], loss_fn: str) -> list[Sequence[Datum]]:
+        together = 2 if loss_fn in self._connection.paired_losses else 1
+        return split(data, self._connection.limits, together=together)
 
     def optim_step(
         self,

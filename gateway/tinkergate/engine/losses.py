@@ -1,33 +1,27 @@
-"""The losses that the engine trains with, by name.
+"""What the engine asks of a call with one of the losses of `tinkergate_kernels`, and how the
+micro-batches of a call come together.
 
 A loss is a sum over the tokens of a call, with no mean of any kind, so the loss of a call is the
-sum of the losses of its micro-batches. One entry in `LOSSES` is all that a new loss needs.
+sum of the losses of its micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tinkergate.errors import Violation, invalid, invalid_field
+from tinkergate_kernels.losses import LOSSES, LossSpec
 
 TARGETS = "target_tokens"
 """The input that every loss has: the int64 token ids that are scored, (N,) or (N, K)."""
 
 LossSettings = Mapping[str, float | str]
 """The settings of a loss by name."""
-
-LossFunction = Callable[
-    [Tensor, Mapping[str, Tensor], LossSettings], tuple[Tensor, dict[str, float]]
-]
-"""(logprobs, inputs, settings) -> (loss, metrics). `logprobs` and every input are float32 and
-shaped like the target tokens of one micro-batch; the loss is their sum, a scalar that logprobs
-can be differentiated through; metrics are named `name:reduction`."""
 
 
 @dataclass(frozen=True)
@@ -41,61 +35,39 @@ class Example:
     given tokens 0..i."""
 
 
-@dataclass(frozen=True)
-class LossSpec:
-    """A loss: what it takes and how it is computed."""
-
-    function: LossFunction
-    required: frozenset[str] = frozenset()
-    """Inputs that every example must have, besides the target tokens."""
-    optional: Mapping[str, float] = field(default_factory=dict)
-    """Inputs that an example may leave out, with the number that then stands for each entry."""
-    settings: frozenset[str] = frozenset()
-    """The names of the settings that it knows."""
-
-
-def _cross_entropy(
-    logprobs: Tensor, inputs: Mapping[str, Tensor], _: LossSettings
-) -> tuple[Tensor, dict[str, float]]:
-    """-sum w * logprob, for any real weights."""
-    return -(inputs["weights"] * logprobs).sum(), {}
-
-
-LOSSES: Mapping[str, LossSpec] = {
-    "cross_entropy": LossSpec(_cross_entropy, optional={"weights": 1.0}),
-}
-
-
 def checked_loss(name: str, settings: LossSettings, examples: Sequence[Example]) -> LossSpec:
     """The loss of that name. Raises GatewayError naming every field by which the call breaks its
-    rules: an unknown loss or setting, an input that is missing, unknown, or not of the target
-    tokens' shape, target tokens that are not one row for each token."""
+    rules: an unknown loss; a setting that is unknown, no number or out of range; an input that is
+    missing, unknown, or not of the target tokens' shape; target tokens that are not one row for
+    each token, or several a token where the loss takes one; an odd number of examples where it
+    takes pairs."""
     spec = LOSSES.get(name)
     if spec is None:
         raise invalid_field("loss_fn", f"is {name!r}; must be one of {', '.join(LOSSES)}")
     violations = [
-        Violation(f"loss_fn_config[{key!r}]", f"is not a setting of {name}")
-        for key in settings
-        if key not in spec.settings
+        Violation(f'loss_fn_config["{key}"]', told) for key, told in spec.faults(settings)
     ]
+    if spec.paired and len(examples) % 2:
+        told = f"has {len(examples)} datums; {name} takes pairs, even = chosen, odd = rejected"
+        violations.append(Violation("data", told))
     for index, example in enumerate(examples):
-        violations += _input_violations(name, spec, example, f"data[{index}]")
+        violations += _input_violations(spec, example, f"data[{index}]")
     if violations:
         raise invalid(violations)
     return spec
 
 
-def _input_violations(name: str, spec: LossSpec, example: Example, where: str) -> list[Violation]:
-    known = {TARGETS} | spec.required | spec.optional.keys()
+def _input_violations(spec: LossSpec, example: Example, where: str) -> list[Violation]:
+    known = {TARGETS, *spec.inputs}
     found = [
-        Violation(f"{where}.loss_fn_inputs[{key!r}]", f"is not an input of {name}")
+        Violation(f'{where}.loss_fn_inputs["{key}"]', f"is not an input of {spec.name}")
         for key in example.inputs
         if key not in known
     ]
-    missing = ({TARGETS} | spec.required) - example.inputs.keys()
     found += [
-        Violation(f"{where}.loss_fn_inputs[{key!r}]", f"is missing; {name} needs it")
-        for key in sorted(missing)
+        Violation(f'{where}.loss_fn_inputs["{key}"]', f"is missing; {spec.name} needs it")
+        for key in (TARGETS, *spec.required)
+        if key not in example.inputs
     ]
     targets = example.inputs.get(TARGETS)
     if targets is None:
@@ -103,16 +75,17 @@ def _input_violations(name: str, spec: LossSpec, example: Example, where: str) -
     count = len(example.tokens)
     if count == 0:
         found.append(Violation(f"{where}.model_input", "has no tokens; must have one or more"))
-    if targets.ndim not in (1, 2) or targets.shape[0] != count:
+    if targets.ndim not in (1, 2)[: 1 + spec.many_targets] or targets.shape[0] != count:
+        wanted = f"[{count}] or [{count}, K]" if spec.many_targets else f"[{count}]"
         found.append(
             Violation(
-                f"{where}.loss_fn_inputs[{TARGETS!r}]",
-                f"has shape {list(targets.shape)}; must be [{count}] or [{count}, K]",
+                f'{where}.loss_fn_inputs["{TARGETS}"]',
+                f"has shape {list(targets.shape)}; must be {wanted}",
             )
         )
     return found + [
         Violation(
-            f"{where}.loss_fn_inputs[{key!r}]",
+            f'{where}.loss_fn_inputs["{key}"]',
             f"has shape {list(array.shape)}; must be that of {TARGETS}, {list(targets.shape)}",
         )
         for key, array in example.inputs.items()

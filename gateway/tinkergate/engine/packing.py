@@ -6,17 +6,23 @@ from collections.abc import Hashable, Sequence
 
 
 def pack(
-    lengths: Sequence[int], budget: int, *, kinds: Sequence[Hashable] | None = None
+    lengths: Sequence[int],
+    budget: int,
+    *,
+    kinds: Sequence[Hashable] | None = None,
+    together: int = 1,
 ) -> list[range]:
     """The examples of each micro-batch, as ranges that follow one another.
 
     A micro-batch is filled in order until the next example would take it over `budget` tokens; an
     example that is longer goes alone. `kinds` says which examples may share a micro-batch: those
-    of equal kind. Sorting by length would gain nothing, because sequences are laid end to end.
+    of equal kind. Every `together` examples in a row, of one kind, are taken for one: 2 keeps pairs
+    in one micro-batch. Sorting by length would gain nothing, because sequences are laid end to end.
     """
     batches: list[range] = []
     start = tokens = 0
-    for index, length in enumerate(lengths):
+    for index in range(0, len(lengths), together):
+        length = sum(lengths[index : index + together])
         full = tokens + length > budget
         other = kinds is not None and index > start and kinds[index] != kinds[start]
         if index > start and (full or other):

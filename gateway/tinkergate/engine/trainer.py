@@ -18,7 +18,6 @@ from tinkergate.engine.losses import (
     TARGETS,
     Example,
     LossSettings,
-    LossSpec,
     MetricTotals,
     checked_loss,
 )
@@ -26,6 +25,7 @@ from tinkergate.engine.optimizer import AdamSettings, AdamW, OptimizerState, che
 from tinkergate.engine.packing import pack
 from tinkergate.engine.threads import threads_for
 from tinkergate_kernels import linear_logprob
+from tinkergate_kernels.losses import LossSpec, evaluate
 
 TOKENS_PER_MICRO_BATCH = 1024
 """The default token budget: enough to keep two cores busy, and little enough that other work on
@@ -105,10 +105,14 @@ class Trainer:
         Raises GatewayError at once for input that breaks the loss's rules.
         """
         spec = checked_loss(loss_fn, config, examples)
-        return self._forward_backward(examples, spec, config, backward)
+        return self._forward_backward(examples, spec, spec.resolved(config), backward)
 
     def _forward_backward(
-        self, examples: Sequence[Example], spec: LossSpec, config: LossSettings, backward: bool
+        self,
+        examples: Sequence[Example],
+        spec: LossSpec,
+        settings: Mapping[str, float],
+        backward: bool,
     ) -> Generator[None, None, ForwardBackwardResult]:
         lengths = [len(example.tokens) for example in examples]
         widths = [example.inputs[TARGETS].shape[1:] for example in examples]
@@ -116,10 +120,13 @@ class Trainer:
         totals = MetricTotals()
         loss = 0.0
         gradients: list[Tensor] | None = None
-        for number, batch in enumerate(pack(lengths, self._budget, kinds=widths)):
+        together = 2 if spec.paired else 1
+        batches = pack(lengths, self._budget, kinds=widths, together=together)
+        for number, batch in enumerate(batches):
             if number:
                 yield
-            outcome = self._micro_batch(examples[batch.start : batch.stop], spec, config, backward)
+            part = examples[batch.start : batch.stop]
+            outcome = self._micro_batch(part, spec, settings, backward)
             logprobs += outcome.logprobs
             loss += outcome.loss
             totals.add(outcome.metrics, len(batch))
@@ -128,13 +135,18 @@ class Trainer:
         return ForwardBackwardResult(logprobs, {"loss:sum": loss} | totals.result())
 
     def _micro_batch(
-        self, examples: Sequence[Example], spec: LossSpec, config: LossSettings, backward: bool
+        self,
+        examples: Sequence[Example],
+        spec: LossSpec,
+        settings: Mapping[str, float],
+        backward: bool,
     ) -> _Outcome:
         lengths = [len(example.tokens) for example in examples]
         tokens = self._tensor([example.tokens for example in examples], np.int64)
         targets = self._tensor([example.inputs[TARGETS] for example in examples], np.int64)
         positions = self._tensor([np.arange(length) for length in lengths], np.int64)
-        inputs = self._loss_inputs(examples, spec)
+        inputs = self._loss_inputs(examples, spec, settings)
+        offsets = self._tensor([np.cumsum([0, *lengths])], np.int64)
         with (
             threads_for(len(tokens), self._base.parameter_count),
             self._adapters.active(self._name),
@@ -143,24 +155,32 @@ class Trainer:
             hidden = self._base.hidden(tokens, positions, PackedPlan(lengths))
             weight, bias, lora = self._base.unembedding()
             logprobs = linear_logprob(hidden, weight, targets, bias=bias, lora=lora)
-            loss, metrics = spec.function(logprobs, inputs, config)
-            gradients = torch.autograd.grad(loss, self._parameters) if backward else None
+            # The loss stands outside of the graph, and hands in its gradient.
+            result = evaluate(spec.name, logprobs.detach(), inputs, offsets, settings)
+            gradients = None
+            if backward:
+                gradients = torch.autograd.grad(logprobs, self._parameters, result.gradient)
         flat = logprobs.detach().cpu().numpy()
         return _Outcome(
             np.split(flat, np.cumsum(lengths[:-1])),
-            loss.item(),
-            metrics,
+            result.loss.item(),
+            result.metrics,
             None if gradients is None else list(gradients),
         )
 
-    def _loss_inputs(self, examples: Sequence[Example], spec: LossSpec) -> dict[str, Tensor]:
-        """Every input of the loss, laid end to end, with the defaults filled in."""
+    def _loss_inputs(
+        self, examples: Sequence[Example], spec: LossSpec, settings: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """The inputs of the loss, laid end to end; an optional one that only some examples have is
+        filled up with its default."""
         inputs = {}
-        for name in (*spec.required, *spec.optional):
+        for name in spec.inputs:
+            if not any(name in example.inputs for example in examples):
+                continue
             arrays = [
                 example.inputs[name]
                 if name in example.inputs
-                else np.full(example.inputs[TARGETS].shape, spec.optional[name], np.float32)
+                else np.full(example.inputs[TARGETS].shape, spec.filler(name, settings), np.float32)
                 for example in examples
             ]
             inputs[name] = self._tensor(arrays, np.float32)

@@ -7,6 +7,7 @@ from tinkergate.v1.capabilities_pb2 import (
     GetCapabilitiesResponse,
     Limits,
     LossCapability,
+    LossSetting,
     SupportedModel,
 )
 from tinkergate.v1.capabilities_pb2_grpc import (
@@ -247,6 +248,7 @@ __all__ = [
     "LoadStateResult",
     "LoraConfig",
     "LossCapability",
+    "LossSetting",
     "Model",
     "ModelInput",
     "ModelServiceServicer",

@@ -128,8 +128,15 @@ class LossCapability(_message.Message):
     REQUIRED_INPUTS_FIELD_NUMBER: _builtins.int
     OPTIONAL_INPUTS_FIELD_NUMBER: _builtins.int
     CONFIG_KEYS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    PAIRED_FIELD_NUMBER: _builtins.int
+    SINGLE_TARGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, such as "cross_entropy"."""
+    paired: _builtins.bool
+    """Whether datums come in pairs: even = chosen, odd = rejected."""
+    single_target: _builtins.bool
+    """Whether a token has one target, (N,); otherwise it may have K, (N, K)."""
     @_builtins.property
     def required_inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The loss inputs that must be there."""
@@ -142,6 +149,10 @@ class LossCapability(_message.Message):
     def config_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The keys that loss_fn_config may have."""
 
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___LossSetting]:
+        """What is known of those keys; a key that is not here may have any value."""
+
     def __init__(
         self,
         *,
@@ -149,14 +160,53 @@ class LossCapability(_message.Message):
         required_inputs: _abc.Iterable[_builtins.str] | None = ...,
         optional_inputs: _abc.Iterable[_builtins.str] | None = ...,
         config_keys: _abc.Iterable[_builtins.str] | None = ...,
+        settings: _abc.Iterable[Global___LossSetting] | None = ...,
+        paired: _builtins.bool = ...,
+        single_target: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_keys", b"config_keys", "name", b"name", "optional_inputs", b"optional_inputs", "required_inputs", b"required_inputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_keys", b"config_keys", "name", b"name", "optional_inputs", b"optional_inputs", "paired", b"paired", "required_inputs", b"required_inputs", "settings", b"settings", "single_target", b"single_target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LossCapability: _TypeAlias = LossCapability  # noqa: Y015
+
+@_typing.final
+class LossSetting(_message.Message):
+    """LossSetting is a number that loss_fn_config may set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The key."""
+    default_value: _builtins.float
+    """What it is where the config does not say."""
+    minimum: _builtins.float
+    """The least that it may be."""
+    maximum: _builtins.float
+    """The most that it may be; absent means any finite number."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        default_value: _builtins.float = ...,
+        minimum: _builtins.float = ...,
+        maximum: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "maximum", b"maximum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "default_value", b"default_value", "maximum", b"maximum", "minimum", b"minimum", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
+    _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum) -> _WhichOneofReturnType__maximum | None: ...
+
+Global___LossSetting: _TypeAlias = LossSetting  # noqa: Y015
 
 @_typing.final
 class SupportedModel(_message.Message):

@@ -31,19 +31,36 @@ from tinkergate.v1 import (
     ForwardBackwardRequest,
     ForwardRequest,
     LoraConfig,
+    LossCapability,
+    LossSetting,
     OptimizerConfig,
     OptimizerParams,
     OptimStepRequest,
     SamplerWeightsKind,
     SaveWeightsForSamplerRequest,
 )
+from tinkergate_kernels.losses import LOSSES
 
 
 async def test_what_it_says_of_itself(backend: LocalBackend) -> None:
     capabilities = backend.capabilities()
-    assert [loss.name for loss in capabilities.losses] == ["cross_entropy"]
+    assert [loss.name for loss in capabilities.losses] == list(LOSSES)
     assert capabilities.losses[0].required_inputs == ["target_tokens"]
     assert capabilities.losses[0].optional_inputs == ["weights"]
+    losses = {loss.name: loss for loss in capabilities.losses}
+    assert losses["ppo"] == LossCapability(
+        name="ppo",
+        required_inputs=["target_tokens", "logprobs", "advantages"],
+        optional_inputs=["clip_low_threshold", "clip_high_threshold"],
+        config_keys=["clip_low_threshold", "clip_high_threshold"],
+        settings=[
+            LossSetting(name="clip_low_threshold", default_value=0.8, minimum=0, maximum=1),
+            LossSetting(name="clip_high_threshold", default_value=1.2, minimum=1),
+        ],
+        single_target=True,
+    )
+    assert [name for name, loss in losses.items() if loss.paired] == ["dpo"]
+    assert [name for name, loss in losses.items() if not loss.single_target] == ["cross_entropy"]
     assert list(capabilities.optimizers) == ["adamw"]
     assert not capabilities.image_input
     assert not capabilities.inflight_samplers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from tinkergate.engine.adapters import LoraSpec
 from tinkergate.engine.drawing import DrawRule
-from tinkergate.engine.losses import LOSSES, TARGETS, Example
+from tinkergate.engine.losses import TARGETS, Example
 from tinkergate.engine.optimizer import AdamSettings
 from tinkergate.engine.sampling import (
     Likeliest,
@@ -41,6 +42,7 @@ from tinkergate.v1 import (
     ForwardBackwardOutput,
     LoraConfig,
     LossCapability,
+    LossSetting,
     OptimStepResult,
     PromptAltTokens,
     SampledSequence,
@@ -54,6 +56,7 @@ from tinkergate.v1 import (
     Tensor,
     TopkLogprobs,
 )
+from tinkergate_kernels.losses import LOSSES
 
 NO_LOGPROB = -99999.0
 """With token 0, an entry of a table of likeliest tokens that is not there."""
@@ -103,9 +106,20 @@ def loss_capabilities() -> list[LossCapability]:
     return [
         LossCapability(
             name=name,
-            required_inputs=[TARGETS, *sorted(loss.required)],
-            optional_inputs=sorted(loss.optional),
-            config_keys=sorted(loss.settings),
+            required_inputs=[TARGETS, *loss.required],
+            optional_inputs=loss.optional,
+            config_keys=loss.settings,
+            settings=[
+                LossSetting(
+                    name=key,
+                    default_value=setting.default,
+                    minimum=setting.minimum,
+                    maximum=setting.maximum if math.isfinite(setting.maximum) else None,
+                )
+                for key, setting in loss.settings.items()
+            ],
+            paired=loss.paired,
+            single_target=not loss.many_targets,
         )
         for name, loss in LOSSES.items()
     ]

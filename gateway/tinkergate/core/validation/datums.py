@@ -26,6 +26,7 @@ from tinkergate.v1 import (
     DType,
     ForwardBackwardRequest,
     ForwardRequest,
+    LossSetting,
     ProvenanceSpan,
     Tensor,
 )
@@ -50,6 +51,12 @@ def check_forward(
         )
     else:
         _check_config(report, request.loss_fn_config, rule)
+        if rule.paired and len(request.data) % 2:
+            report.add(
+                "data",
+                f"has {len(request.data)} datums; the loss takes pairs, even = chosen and odd = "
+                "rejected, so must be an even number",
+            )
     if not request.data:
         report.add("data", "is empty; needs at least one datum")
     _DatumRules(report, facts, rule).check(request.data)
@@ -62,6 +69,19 @@ def _check_config(report: Report, config: Mapping[str, ConfigValue], rule: LossR
             known = ", ".join(sorted(rule.config_keys)) or "none"
             report.add(field, f"is not a setting of this loss; there are: {known}")
         check_config_value(report, field, value)
+        if key in rule.settings:
+            _check_setting(report, field, value, rule.settings[key])
+
+
+def _check_setting(report: Report, field: str, value: ConfigValue, setting: LossSetting) -> None:
+    """A setting whose value is known to be a number of some range."""
+    low, high = setting.minimum, setting.maximum
+    bounded = setting.HasField("maximum")
+    rule = f"a number in {low:g}..{high:g}" if bounded else f"a number of at least {low:g}"
+    if value.HasField("text"):
+        report.add(field, f'is the text "{value.text}"; must be {rule}')
+    elif math.isfinite(value.number) and (value.number < low or (bounded and value.number > high)):
+        report.add(field, f"is {value.number:g}; must be {rule}")
 
 
 def check_config_value(report: Report, field: str, value: ConfigValue) -> None:
@@ -136,6 +156,11 @@ class _DatumRules:
     def _is_target_shape(self, path: str, shape: Shape, count: int | None) -> bool:
         if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] < 1):
             self._report.add(path, f"has shape {list(shape)}; must be (N,) or (N, K)")
+            return False
+        if len(shape) == 2 and self._rule is not None and self._rule.single_target:
+            self._report.add(
+                path, f"has shape {list(shape)}; the loss takes one target a token, (N,)"
+            )
             return False
         return self._has_rows(path, shape, count)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tinkergate.v1 import BackendCapabilities, SupportedModel
+from tinkergate.v1 import BackendCapabilities, LossSetting, SupportedModel
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,10 @@ class LossRule:
     allowed: frozenset[str]
     """All inputs, the required ones included."""
     config_keys: frozenset[str]
+    settings: Mapping[str, LossSetting]
+    """What is known of the keys' values."""
+    paired: bool
+    single_target: bool
 
 
 class Abilities:
@@ -30,6 +34,9 @@ class Abilities:
                 required=frozenset(loss.required_inputs),
                 allowed=frozenset(loss.required_inputs) | frozenset(loss.optional_inputs),
                 config_keys=frozenset(loss.config_keys),
+                settings={setting.name: setting for setting in loss.settings},
+                paired=loss.paired,
+                single_target=loss.single_target,
             )
             for loss in capabilities.losses
         }
