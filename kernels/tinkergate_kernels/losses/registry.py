@@ -132,7 +132,7 @@ _SPECS = (
     LossSpec(
         name="cispo",
         formula="-sum sg(clamp(r, clip_low_threshold, clip_high_threshold)) A lp",
-        source="MiniMax-M1, arXiv:2506.13585, eq. 4; thresholds as for ppo",
+        source="MiniMax-M1, arXiv:2506.13585; thresholds as for ppo",
         required=_POLICY,
         optional=_TOKEN_CLIPS,
         settings=_CLIPS,
@@ -151,7 +151,7 @@ _SPECS = (
         formula="-sum min(s A, clamp(s, clip_low_threshold, clip_high_threshold) A), where for "
         "each datum s = exp(mean of lp - lq over its tokens with sequence_ratio_mask not 0), and "
         "each token keeps its own gradient: s exp(lp - sg(lp))",
-        source="Zheng et al. 2025, arXiv:2507.18071, GSPO-token (eq. 13 and 14)",
+        source="Zheng et al. 2025, arXiv:2507.18071, GSPO-token (section 4.3)",
         required=(*_POLICY, "sequence_ratio_mask"),
         settings=_CLIPS,
         metrics=_CLIPPED,

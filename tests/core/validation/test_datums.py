@@ -23,6 +23,7 @@ from tinkergate.v1 import (
     ForwardBackwardRequest,
     ImageChunk,
     LossCapability,
+    LossSetting,
     SparseCsr,
     Tensor,
 )
@@ -36,6 +37,17 @@ LOSSES = [
         name="ppo",
         required_inputs=["target_tokens", "logprobs", "advantages"],
         config_keys=["clip_low_threshold"],
+    ),
+    LossCapability(
+        name="dpo",
+        required_inputs=["target_tokens", "weights"],
+        config_keys=["beta", "label_smoothing", "form"],
+        settings=[
+            LossSetting(name="beta", default_value=0.1, minimum=0),
+            LossSetting(name="label_smoothing", default_value=0, minimum=0, maximum=0.5),
+        ],
+        paired=True,
+        single_target=True,
     ),
 ]
 
@@ -213,8 +225,8 @@ def test_what_is_wrong_is_named(bad: Datum, field: str, words: str) -> None:
 
 
 def test_loss_names_and_settings() -> None:
-    unknown = violations(request(datum(), loss="dpo"))
-    assert unknown == {"loss_fn": "is \"dpo\"; backend 'books' has: cross_entropy, ppo"}
+    unknown = violations(request(datum(), loss="custom"))
+    assert unknown == {"loss_fn": "is \"custom\"; backend 'books' has: cross_entropy, dpo, ppo"}
     assert list(violations(request(loss="cross_entropy"))) == ["data"]
     floats = np.ones(3, np.float32)
     good = datum(weights=None, logprobs=floats, advantages=floats)
@@ -231,6 +243,42 @@ def test_loss_names_and_settings() -> None:
         'loss_fn_config["clip_low_threshold"]': "is nan; must be finite",
         'loss_fn_config["beta"]': ("is not a setting of this loss; there are: clip_low_threshold"),
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("beta", {"number": -0.5}, "is -0.5; must be a number of at least 0"),
+        ("beta", {"number": inf}, "is inf; must be finite"),
+        ("beta", {"text": "0.1"}, 'is the text "0.1"; must be a number of at least 0'),
+        ("beta", {}, "has no value; must be a number or a text"),
+        ("label_smoothing", {"number": 0.75}, "is 0.75; must be a number in 0..0.5"),
+    ],
+)
+def test_a_setting_has_its_range(key: str, value: dict[str, Any], told: str) -> None:
+    asked = request(datum(), datum(), loss="dpo", loss_fn_config={key: value})
+    assert violations(asked) == {f'loss_fn_config["{key}"]': told}
+
+
+def test_settings_within_their_range_pass() -> None:
+    config = {
+        "beta": {"number": 0},
+        "label_smoothing": {"number": 0.5},
+        "form": {"text": "of which nothing is known"},
+    }
+    assert violations(request(datum(), datum(), loss="dpo", loss_fn_config=config)) == {}
+
+
+def test_half_a_pair_is_refused() -> None:
+    found = violations(request(*[datum()] * 3, loss="dpo"))
+    assert list(found) == ["data"]
+    assert "has 3 datums; the loss takes pairs" in found["data"]
+
+
+def test_one_target_a_token() -> None:
+    several = datum(target_tokens=np.zeros((3, 2), np.int64), weights=np.ones((3, 2), np.float32))
+    found = violations(request(several, datum(), loss="dpo"))
+    assert found == {TARGETS: "has shape [3, 2]; the loss takes one target a token, (N,)"}
 
 
 def test_a_bad_datum_among_many_is_found() -> None:

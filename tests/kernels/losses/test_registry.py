@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,3 +131,11 @@ def test_pairs_come_by_twos() -> None:
     inputs = {"weights": torch.ones(3), "ref_logprobs": torch.zeros(3)}
     with pytest.raises(ValueError, match="offsets are of 3 datums; dpo takes pairs"):
         evaluate("dpo", torch.zeros(3), inputs, torch.tensor([0, 1, 2, 3]))
+
+
+def test_the_page_of_losses_is_that_of_the_registry() -> None:
+    script = Path(__file__).parents[3] / "scripts" / "generate_losses.py"
+    checked = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stderr
