@@ -19,9 +19,9 @@ from tinkergate_kernels.selective_results import Sums
 ROWS = 16
 COLUMNS = 8192
 _LOG2E = 1 / math.log(2)
-_LOWEST_EXPONENT = -126.0
-"""Exponents below count as this: torch's exponentials are ten times slower on what gives
-subnormal numbers, and 2^-126 is far below the resolution of any sum."""
+_LOWEST_EXPONENT = -150.0
+"""Exponents below count as this, and 2 to this is 0. As a product's factor it is better than
+-inf: 0 x -inf is NaN."""
 
 
 class _Tile(NamedTuple):

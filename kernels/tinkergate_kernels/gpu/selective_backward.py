@@ -66,24 +66,27 @@ def selective_backward_kernel(
         # Of log p in base 2; the constant part goes with the share.
         share += slope * (tl.load(entropy + row) * LOG2E)
 
-    at = start + tl.arange(0, TILE)
-    row_logits = logits + row * stride
-    row_grad = grad + row * grad_stride
+    # Places in the tile, of 32 bits: those in the row would need as many registers as the logits.
+    at = tl.arange(0, TILE)
+    room = (vocab - start).to(tl.int32)
+    tile_logits = logits + row * stride + start
+    tile_grad = grad + row * grad_stride + start
+    tile_bias = bias + start if BIAS else bias
     top = tl.load(maximum + row)
     log_sum = tl.load(log_total + row)
     # A whole tile is read and written by whole vectors, without masks.
-    if (live > 0) & (start + TILE <= vocab):
-        x = tl.load(row_logits + at).to(tl.float32)
+    if (live > 0) & (room >= TILE):
+        x = tl.load(tile_logits + at).to(tl.float32)
         if BIAS:
-            x += tl.load(bias + at).to(tl.float32)
+            x += tl.load(tile_bias + at).to(tl.float32)
         dx = _logits_gradient(
             x,
             at,
             start,
+            room,
             row,
             targets,
             grad_logprob,
-            vocab,
             count,
             top,
             log_sum,
@@ -98,21 +101,21 @@ def selective_backward_kernel(
             LOGPROB,
             ENTROPY,
         )
-        tl.store(row_grad + at, dx.to(grad.dtype.element_ty))
+        tl.store(tile_grad + at, dx.to(grad.dtype.element_ty))
     else:
-        inside = at < vocab
+        inside = at < room
         read = inside & (live > 0)
-        x = tl.load(row_logits + at, mask=read, other=0.0).to(tl.float32)
+        x = tl.load(tile_logits + at, mask=read, other=0.0).to(tl.float32)
         if BIAS:
-            x += tl.load(bias + at, mask=read, other=0.0).to(tl.float32)
+            x += tl.load(tile_bias + at, mask=read, other=0.0).to(tl.float32)
         dx = _logits_gradient(
             x,
             at,
             start,
+            room,
             row,
             targets,
             grad_logprob,
-            vocab,
             count,
             top,
             log_sum,
@@ -127,7 +130,7 @@ def selective_backward_kernel(
             LOGPROB,
             ENTROPY,
         )
-        tl.store(row_grad + at, tl.where(read, dx, 0.0).to(grad.dtype.element_ty), mask=inside)
+        tl.store(tile_grad + at, tl.where(read, dx, 0.0).to(grad.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -135,10 +138,10 @@ def _logits_gradient(
     x,
     at,
     start,
+    room,
     row,
     targets,
     grad_logprob,
-    vocab,
     count,
     top,
     log_sum,
@@ -158,20 +161,18 @@ def _logits_gradient(
         x = softcap * bent
     log_p = tl.maximum((x - top) * (inv_temperature * LOG2E) - log_sum, LOWEST_EXPONENT)
     p = tl.exp2(log_p)
-    if ENTROPY:
-        dz = p * (share + slope * log_p)
-    else:
-        dz = p * share
+    dz = p * (share + slope * log_p) if ENTROPY else p * share
     if LOGPROB:
         for first in range(0, count, TARGETS):
             k = first + tl.arange(0, TARGETS)
             target = tl.load(targets + row * count + k, mask=k < count, other=-1)
-            here = (target >= start) & (target < start + TILE) & (target < vocab)
+            here = (target >= start) & (target < start + tl.minimum(room, TILE))
             if tl.max(here.to(tl.int32), 0) > 0:
                 for place in range(first, tl.minimum(first + TARGETS, count)):
-                    hit = tl.load(targets + row * count + place)
+                    hit = tl.load(targets + row * count + place) - start
                     upstream = tl.load(grad_logprob + row * count + place)
-                    dz += tl.where((at == hit) & (at < vocab), upstream, 0.0)
+                    if (hit >= 0) & (hit < tl.minimum(room, TILE)):
+                        dz += tl.where(at == hit.to(tl.int32), upstream, 0.0)
     dz *= inv_temperature
     if SOFTCAP:
         dz *= 1.0 - bent * bent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tinkergate_kernels.gpu.selective_topk import LEAST_KEY, keep_best, unpack
+from tinkergate_kernels.gpu.selective_topk import keep_best, none_yet, unpack
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -100,6 +100,8 @@ def selective_forward_kernel(
     ENTROPY: tl.constexpr,
     KEPT: tl.constexpr,
 ):
+    """Scores of one row. Each lane takes the same places of every tile into sums of its own; with
+    KEPT, a power of two, the `topk` largest logits are kept beside them."""
     TILE: tl.constexpr = U * LANES * VEC
     row = tl.program_id(0).to(tl.int64)
     row_logits = logits + row * stride
@@ -122,21 +124,21 @@ def selective_forward_kernel(
     maximum = tl.full((LANES,), LEAST, tl.float32)
     total = tl.zeros((LANES,), tl.float32)
     weighted = tl.zeros((LANES,), tl.float32)
-    best = tl.full((KEPT if KEPT else 1,), LEAST_KEY, tl.int64)
+    best = none_yet(KEPT if KEPT else 1)
     full = width // TILE * TILE
     for start in range(0, full, TILE):
         x = load_logits(
             row_logits, bias, start + at, width, softcap, inv_softcap, False, BIAS, SOFTCAP
         )
         if KEPT:
-            best = keep_best(best, x, start + at, TILE, KEPT)
+            best = keep_best(best, x, start + at, TILE)
         maximum, total, weighted = _add_tile(x, maximum, total, weighted, scale, ENTROPY)
     if full < width:
         x = load_logits(
             row_logits, bias, full + at, width, softcap, inv_softcap, True, BIAS, SOFTCAP
         )
         if KEPT:
-            best = keep_best(best, x, full + at, TILE, KEPT)
+            best = keep_best(best, x, full + at, TILE)
         maximum, total, weighted = _add_tile(x, maximum, total, weighted, scale, ENTROPY)
 
     top = tl.max(maximum, 0)
@@ -167,7 +169,7 @@ def selective_forward_kernel(
 
     if KEPT:
         rank = tl.arange(0, KEPT)
-        place, x = unpack(best)
+        place, x = unpack(tl.sort(best, descending=True))
         picked = tl.minimum((x - top) * inv_temperature - log_total * LN2, 0.0)
         here = row * topk + rank
         tl.store(topk_ids + here, tl.where(live > 0, place, -1), mask=rank < topk)

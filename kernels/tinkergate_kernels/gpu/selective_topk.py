@@ -13,7 +13,7 @@ def pack(x, at):
     """int64 keys in the order of the floats x, those of equal ones by falling place."""
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # -0 is 0
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-    return (ordered << 32) | (0x7FFFFFFF - at).to(tl.int64)
+    return (ordered << 32) | (0x7FFFFFFF - at)
 
 
 @triton.jit
@@ -25,13 +25,26 @@ def unpack(key):
 
 
 @triton.jit
-def keep_best(best, x, at, TILE: tl.constexpr, KEPT: tl.constexpr):
-    """The KEPT largest keys, falling, of those before and a tile of logits. Most tiles hold none
-    of them, which their largest logit tells."""
-    _, least = unpack(tl.min(best, 0))
-    largest = tl.max(tl.reshape(x, (TILE,)), 0)
-    if (largest >= least) | (tl.min(best, 0) == LEAST_KEY):
-        found = tl.topk(tl.reshape(pack(x, at), (TILE,)), KEPT)
-        # Of two falling lists, the larger of each pair from opposite ends are the largest of both.
-        best = tl.sort(tl.maximum(best, tl.flip(found)), descending=True)
+def none_yet(KEPT: tl.constexpr):
+    """Different keys below those of all logits."""
+    return LEAST_KEY + tl.arange(0, KEPT).to(tl.int64)
+
+
+@triton.jit
+def keep_best(best, x, at, TILE: tl.constexpr):
+    """The largest keys of those before and of a tile of logits, in any order.
+
+    One at a time, the tile's largest takes the place of the least: in a row in no order that
+    happens k log(V / k) times or so, and mostly in its first tiles. Sorting the tile would cost
+    a hundred times as many instructions.
+    """
+    least = tl.min(best, 0)
+    if pack(tl.max(tl.reshape(x, (TILE,)), 0), 0) > least:
+        keys = tl.reshape(pack(x, at), (TILE,))
+        largest = tl.max(keys, 0)
+        while largest > least:
+            best = tl.where(best == least, largest, best)
+            keys = tl.where(keys == largest, LEAST_KEY, keys)
+            least = tl.min(best, 0)
+            largest = tl.max(keys, 0)
     return best
