@@ -179,7 +179,7 @@ def advance(
     total,
     weighted,
     inv_temperature,
-    reference,
+    reference_so_far,
     sums,
     weights,
     exceeded,
@@ -191,13 +191,13 @@ def advance(
     ROWS: tl.constexpr,
 ):
     """Add a chunk's tiles, first to last, to the sums of those before, all relative to
-    `reference`; then, if LAGGED, make the largest logit so far the reference. exceeded [N] becomes
-    1 where a logit is more than `limit` octaves above its reference. All these change in place.
-    decay [N] is what the move multiplies sums by."""
+    `reference_so_far`; then, if LAGGED, make the largest logit so far the reference. exceeded [N]
+    becomes 1 where a logit is more than `limit` octaves above its reference. All these change in
+    place. decay [N] is what the move multiplies sums by."""
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     alive = at < N
     rows = at.to(tl.int64)
-    base = tl.load(reference + rows, mask=alive, other=0.0)
+    base = tl.load(reference_so_far + rows, mask=alive, other=0.0)
     scale = tl.load(inv_temperature + rows, mask=alive, other=1.0) * LOG2E
     s = tl.load(sums + rows, mask=alive, other=0.0)
     w = tl.load(weights + rows, mask=alive, other=0.0)
@@ -216,7 +216,7 @@ def advance(
         move = exponent((base - next_base) * scale)
         base = next_base
     shrink = tl.exp2(move)
-    tl.store(reference + rows, base, mask=alive)
+    tl.store(reference_so_far + rows, base, mask=alive)
     tl.store(sums + rows, shrink * s, mask=alive)
     tl.store(weights + rows, shrink * (w + move * s), mask=alive)
     tl.store(decay + rows, shrink, mask=alive)

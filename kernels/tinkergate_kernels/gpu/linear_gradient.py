@@ -74,10 +74,11 @@ def gradient(
             x.index_select(0, places)
             for x in (hidden, targets, upstream, logsumexp, inv_temperature)
         )
-    sums = _Sums(hidden, weight, lora, needs)
+    given = operands(hidden, weight, bias, lora)
+    sums = _Sums(given.hidden, weight, lora, needs)
     if targets.shape[0]:
         inside = (targets >= 0) & (targets < whole)
-        scaled, unit = _scaled(torch.where(inside, upstream.float(), 0.0), hidden.dtype)
+        scaled, unit = _scaled(torch.where(inside, upstream.float(), 0.0), given.hidden.dtype)
         row_inputs = (
             inv_temperature.contiguous(),
             logsumexp.contiguous(),
@@ -85,13 +86,12 @@ def gradient(
             scaled,
             scaled.sum(dim=1),
         )
-        given = operands(hidden, weight, bias, lora)
-        plan = chunks(hidden, vocab, given.shape, chunk, chunk_bytes)
+        plan = chunks(given.hidden, vocab, given.shape, chunk, chunk_bytes)
         for block in plan.blocks:
             _of_block(
                 given.of_rows(block), [x[block] for x in row_inputs], sums, block, plan, softcap
             )
-        sums.finish(hidden, unit)
+        sums.finish(given.hidden, unit)
     d_hidden = sums.hidden if needs.hidden else None
     if d_hidden is not None and places is not None:
         d_hidden = placed(d_hidden, places, total, 0, 0.0)

@@ -68,12 +68,12 @@ def direction(
             x.index_select(0, places) for x in (hidden, targets, inv_temperature)
         )
     given = operands(hidden, weight, bias, lora)
-    b = None if lora is None else lora.b.to(hidden.dtype)
+    b = None if lora is None else lora.b.to(given.hidden.dtype)
     inverse = inv_temperature.contiguous()
     local = local_targets(targets, 0, weight.shape[0])
     found = _empty(local, given, b)
     if local.numel():
-        plan = chunks(hidden, weight.shape[0], given.shape, chunk, chunk_bytes)
+        plan = chunks(given.hidden, weight.shape[0], given.shape, chunk, chunk_bytes)
         for block in plan.blocks:
             rows = Direction(*(None if x is None else x[block] for x in found))  # type: ignore[arg-type]
             _of_block(given.of_rows(block), b, inverse[block], local[block], rows, plan)

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from tinkergate_kernels.arguments import Lora
+from tinkergate_kernels.gpu.linear_product import add_product
 from tinkergate_kernels.gpu.linear_shapes import Shape, shape_for
 
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PROJECTED_ROWS = 4096
 """Rows whose float32 copy is held at once for h A^T."""
+_PADDED = 128
+"""Whole tiles of any shape."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,12 @@ def operands(
     *,
     top: bool = False,
 ) -> Operands:
-    """Bring the arguments into the form that the kernels read. Copies only what has to be."""
-    weight = _readable(weight.to(hidden.dtype))
-    hidden = _readable(hidden)
+    """Bring the arguments into the form that the kernels read. Copies only what has to be: hidden
+    and weight of different dtypes take the one that holds both, float64 becomes float32."""
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    if dtype not in _DTYPES:
+        dtype = torch.float32
+    hidden, weight = _readable(hidden.to(dtype)), _readable(weight.to(dtype))
     if lora is None:
         return Operands(hidden, weight, None, None, bias, shape_for(hidden, weight, top=top))
     depth = shape_for(hidden, weight).depth
@@ -101,12 +108,18 @@ def operands(
 
 
 def projected(hidden: Tensor, lora: Lora) -> Tensor:
-    """scale h A^T, float32 [N, r]."""
+    """scale h A^T, float32 [N, r]. By our own product: those of a library depend on how many rows
+    there are."""
+    count, width = hidden.shape
     a = lora.a.float()
-    low = hidden.new_empty((hidden.shape[0], a.shape[0]), dtype=torch.float32)
-    for begin in range(0, hidden.shape[0], _PROJECTED_ROWS):
-        span = slice(begin, begin + _PROJECTED_ROWS)
-        torch.mm(hidden[span].float(), a.T, out=low[span])
+    low = hidden.new_empty((count, a.shape[0]), dtype=torch.float32)
+    padded = -(-width // _PADDED) * _PADDED
+    block = min(_PROJECTED_ROWS, -(-count // _PADDED) * _PADDED)
+    rows = hidden.new_zeros((block, padded), dtype=torch.float32)
+    for begin in range(0, count, _PROJECTED_ROWS):
+        part = hidden[begin : begin + _PROJECTED_ROWS]
+        rows[: len(part), :width] = part
+        add_product(low[begin : begin + len(part)], rows, a.T.contiguous(), fresh=True)
     return low.mul_(lora.scale)
 
 

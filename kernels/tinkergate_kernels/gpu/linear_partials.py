@@ -207,8 +207,7 @@ def _power(count: int) -> int:
 
 def decoded(keys: Tensor, inv_temperature: Tensor, top: int) -> Top:
     """The `top` largest of all splits' keys [S, N, any number]."""
-    rows = keys.shape[1]
-    joined = keys.movedim(0, 1).reshape(rows, -1)
+    joined = keys.movedim(0, 1).flatten(1)
     kept = joined.sort(dim=1, descending=True).values[:, :top]
     there = kept >= torch.iinfo(torch.int64).min + TOP_LIMIT
     ordered = kept >> 32

@@ -59,8 +59,8 @@ def shape_for(*operands: Tensor, top: bool = False) -> Shape:
 
 
 def _for_top(shape: Shape) -> Shape:
-    """Keys take as many registers again as the tile."""
-    return replace(shape, rows=shape.rows // 2)
+    """Keys take twice the registers of the tile: half as many elements for each thread."""
+    return replace(shape, warps=8) if shape.warps < 8 else replace(shape, rows=shape.rows // 2)
 
 
 def _reachable(x: Tensor) -> bool:

@@ -173,7 +173,8 @@ def store_targets(
                 match = (place - column)[:, None] == tl.arange(0, COLUMNS)[None, :]
                 z = tl.sum(tl.where(match, tile, 0.0), axis=1) * inv_temperature
                 # A logit of -inf is told from a target that lies elsewhere.
-                tl.store(target + rows * K + k, tl.maximum(z, LOWEST), mask=here)
+                z = tl.maximum(z, LOWEST, propagate_nan=tl.PropagateNan.ALL)
+                tl.store(target + rows * K + k, z, mask=here)
 
 
 @triton.jit

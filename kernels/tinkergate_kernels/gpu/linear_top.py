@@ -116,7 +116,7 @@ def top_of_chunks(
     best = torch.empty((1, rows, min(k, vocab)), dtype=torch.int64, device=hidden.device)
     if rows:
         given = operands(hidden, weight, bias, lora)
-        plan = chunks(hidden, vocab, given.shape, chunk, chunk_bytes // 4, torch.float32)
+        plan = chunks(given.hidden, vocab, given.shape, chunk, chunk_bytes // 4, torch.float32)
         for block in plan.blocks:
             part = given.of_rows(block)
             kept = best[0, block, :0]
