@@ -66,7 +66,7 @@ bench: setup ## Measure the gateway's hop and the engine, against plain counterp
 	PYTHONPATH=tests/fixtures $(BIN)/python tests/bench/engine.py
 
 bench-kernels: setup ## Measure the kernels' CPU path on the default model, against the rivals
-	$(BIN)/python tests/bench/kernels.py
+	$(BIN)/python tests/bench/head.py
 
 kernels-aot: setup ## Compile the kernels for GPUs that need not be here, check it, write REPORT.md
 	$(BIN)/python -m tinkergate_kernels.aot --report kernels/REPORT.md
