@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tinkergate_kernels.arguments import Lora
-from tinkergate_kernels.cpu import attention, backward, linear
+from tinkergate_kernels.cpu import backward, linear
 from tinkergate_kernels.cpu.head import Head
 from tinkergate_kernels.cpu.products import products_for
 
@@ -31,7 +31,8 @@ class Pass:
         self._hidden = hidden
         self._targets = targets
         self._inverse = inverse_temperature
-        self._head = Head(weight, bias, lora, softcap, products_for(weight.shape[1]))
+        products = products_for(weight.shape[1], _factors(hidden, weight, lora))
+        self._head = Head(weight, bias, lora, softcap, products)
         self._found: linear.Softmax | None = None
 
     def forward(self, *, mean_w: bool, mean_b: bool, keep_bytes: int) -> Tensor:
@@ -58,28 +59,13 @@ class Pass:
         logprobs = torch.empty(count, 0)
         if found.best is not None:
             ids = found.best.ids
-            logprobs = (found.best.values - found.maximum[:, None]).mul_(linear.LN_2)
+            logprobs = found.best.values - found.maximum[:, None]
+            logprobs.mul_((found.scale * linear.LN_2)[:, None])
             logprobs.sub_(found.total.log()[:, None])
         return found.logprob.view(shape), found.logsumexp, found.entropy, ids, logprobs
 
     def _softmax(self, wanted: linear.Wanted) -> linear.Softmax:
-        head = self._head
-        if wanted.mean_w and self._is_plain(wanted) and len(self._hidden):
-            scale = float(self._inverse[0])
-            return attention.softmax(self._hidden, head.weight, self._targets, scale)
-        return linear.softmax(head, self._hidden, self._targets, self._inverse, wanted)
-
-    def _is_plain(self, wanted: linear.Wanted) -> bool:
-        """Whether fused attention computes all that is wanted, and quickly."""
-        head = self._head
-        return (
-            head.lora is None
-            and head.bias is None
-            and head.softcap is None
-            and not (wanted.entropy or wanted.topk or wanted.keep_bytes)
-            and attention.is_quick_for(self._hidden, head.weight)
-            and bool((self._inverse == self._inverse[:1]).all())
-        )
+        return linear.softmax(self._head, self._hidden, self._targets, self._inverse, wanted)
 
     def backward(
         self, upstream: Tensor, *, hidden: bool, a: bool, b: bool, weight: bool
@@ -115,6 +101,12 @@ class Pass:
             if a:
                 of_a = scaled.T @ self._hidden.float()
         return of_hidden if hidden else None, of_a, made.b, made.weight
+
+
+def _factors(hidden: Tensor, weight: Tensor, lora: Lora | None) -> torch.dtype:
+    """The type in which products lose nothing: that of both, else float32. With a LoRA addition
+    too, since its own products are of float32 numbers."""
+    return hidden.dtype if lora is None and hidden.dtype == weight.dtype else torch.float32
 
 
 def _pull(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tinkergate_kernels.cpu.head import Head, RowFactors, padded, spans_of, splits_of
 from tinkergate_kernels.cpu.linear import KeptTile, Softmax, row_tiles
+from tinkergate_kernels.cpu.online import powers
 from tinkergate_kernels.cpu.products import COLUMNS
 from tinkergate_kernels.cpu.workers import numpy_alone, run_all
 
@@ -65,7 +66,7 @@ def gradients(
     )
     of_hidden = torch.zeros(len(splits), count, width) if asked.hidden else None
     of_low = torch.zeros(len(splits), count, rank) if asked.hidden and lora else None
-    log_total = found.maximum + found.total.log2()
+    log_total = found.total.log2()
     sums = upstream.sum(dim=1)
 
     def part(number: int) -> None:
@@ -79,6 +80,7 @@ def gradients(
                 padded(targets[place], height),
                 padded(upstream[place], height) * inverse[:, None],
                 padded(sums[place], height) * inverse,
+                padded(found.maximum[place], height),
                 padded(log_total[place], height),
             )
             plain = states.float()
@@ -114,8 +116,10 @@ class _Row:
     """[R, K], divided by the temperature."""
     sums: Tensor
     """[R], of `upstream` over K."""
+    maximum: Tensor
+    """[R]: the largest logit."""
     log_total: Tensor
-    """[R]: log2 of the sum over the vocabulary."""
+    """[R]: log2 of the sum of 2^((logit - maximum) scale)."""
 
 
 def _of_logits(
@@ -124,13 +128,15 @@ def _of_logits(
     """The gradient of a tile of logits [R, C]."""
     slope = None
     if kept is not None and head.softcap is None:
-        share = (kept.maximum - row.log_total).exp2_().mul_(row.sums)
+        rise = powers(kept.maximum - row.maximum, factors.scale)
+        share = (rise - row.log_total).exp2_().mul_(row.sums)
         tile = kept.weights * -share[:, None]
     else:
         tile = head.tile(factors, span, buffer)
         if head.softcap is not None:
-            slope = 1 - (tile / (head.softcap * factors.scale)).square_()
-        tile.sub_(row.log_total[:, None]).clamp_(min=-1e4).exp2_()
+            slope = 1 - (tile / head.softcap).square_()
+        tile.sub_(row.maximum[:, None]).mul_(factors.scale[:, None])
+        tile.sub_(row.log_total[:, None]).exp2_()
         tile.mul_(-row.sums[:, None])
     local = row.targets - span.start
     inside = (local >= 0) & (local < tile.shape[1])

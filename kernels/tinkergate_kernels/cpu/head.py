@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def spans_of(split: range) -> Iterator[slice]:
 
 class Head:
     """What turns states into logits. Tensors are on the CPU and of any floating dtype; tiles are
-    float32 and stand in units of log 2, divided by the temperature."""
+    float32 and not yet divided by the temperature."""
 
     def __init__(
         self,
@@ -50,37 +51,31 @@ class Head:
         """What a tile of rows is multiplied from: states [R, D], inverse temperatures [R]."""
         rows = hidden.float()
         low = None if self.lora is None else rows @ self.lora.a.float().T * self.lora.scale
-        scale = (inverse_temperature * LOG2_E)[:, None]
-        if self.softcap is None:
-            # A row's factor goes into the row, which is far smaller than its logits.
-            return RowFactors(rows * scale, None if low is None else low * scale, scale)
-        return RowFactors(rows, low, scale)
+        return RowFactors(rows, low, inverse_temperature * LOG2_E)
 
     def tile(self, factors: RowFactors, span: slice, buffer: Tensor) -> Tensor:
         """Logits [R, len(span)] in the memory of `buffer`, which has R * COLUMNS numbers."""
         out = buffer[: len(factors.rows) * (span.stop - span.start)].view(len(factors.rows), -1)
-        self.products.logits(factors.rows, self.weight[span].float(), out)
+        self.products.logits(factors.rows, self.weight[span], out)
         if self.lora is not None and factors.low is not None:
             out.addmm_(factors.low, self.lora.b[span].float().T)
-        capped = self.softcap is not None
         if self.bias is not None:
-            bias = self.bias[span].float()
-            out += bias if capped else factors.scale * bias
+            out += self.bias[span].float()
         if self.softcap is not None:
-            out.div_(self.softcap).tanh_().mul_(self.softcap * factors.scale)
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
         return out
 
 
+@dataclass(frozen=True)
 class RowFactors:
-    """A tile of rows, ready to be multiplied."""
+    """A tile of rows, ready to be multiplied. Float32."""
 
-    def __init__(self, rows: Tensor, low: Tensor | None, scale: Tensor) -> None:
-        self.rows = rows
-        """[R, D], times `scale` unless logits are capped."""
-        self.low = low
-        """[R, r], likewise."""
-        self.scale = scale
-        """[R, 1]: 1 / (T log 2)."""
+    rows: Tensor
+    """[R, D]."""
+    low: Tensor | None
+    """scale * rows @ A^T, [R, r]."""
+    scale: Tensor
+    """[R]: 1 / (T log 2), which turns differences of logits into powers of 2."""
 
 
 def padded(tensor: Tensor, height: int, value: float = 0) -> Tensor:

@@ -3,7 +3,7 @@
 The work is cut into items, a tile of rows and a part of the vocabulary each. An item goes through
 its part in small tiles of logits and keeps a running maximum and sum (online softmax), and where
 gradients will be wanted the running mean of the unembedding under the prediction; see
-`tinkergate_kernels.linear` for why. The parts' sums are put together in the order of the vocabulary.
+`tinkergate_kernels.linear` for why. The parts' sums are put together in the vocabulary's order.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tinkergate_kernels.cpu.head import Head, padded, spans_of, splits_of
-from tinkergate_kernels.cpu.online import Best, Online, Parts
+from tinkergate_kernels.cpu.head import LOG2_E, Head, padded, spans_of, splits_of
+from tinkergate_kernels.cpu.online import Best, Online, Parts, powers
 from tinkergate_kernels.cpu.products import COLUMNS
 from tinkergate_kernels.cpu.workers import numpy_alone, run_all
 
@@ -40,7 +40,7 @@ class KeptTile(NamedTuple):
     """Probabilities of a tile, before the sums were known."""
 
     weights: Tensor
-    """[R, C]: 2^(logit - maximum)."""
+    """[R, C]: 2^((logit - maximum) scale)."""
     maximum: Tensor
     """[R]."""
 
@@ -51,10 +51,12 @@ class Softmax:
 
     logprob: Tensor
     """[N, K], nats."""
+    scale: Tensor
+    """[N]: 1 / (T log 2)."""
     maximum: Tensor
-    """[N], the largest logit in units of log 2."""
+    """[N]: the largest logit, before the temperature."""
     total: Tensor
-    """[N], the sum of 2^(logit - maximum)."""
+    """[N]: the sum of 2^((logit - maximum) scale)."""
     entropy: Tensor | None = None
     """[N], nats."""
     mean_w: Tensor | None = None
@@ -62,14 +64,14 @@ class Softmax:
     mean_b: Tensor | None = None
     """[N, r]: likewise of B."""
     best: Best | None = None
-    """The largest logits, in units of log 2."""
+    """The largest logits, before the temperature."""
     kept: dict[tuple[int, int], KeptTile] = field(default_factory=dict)
     """By the first row and the first token of the tile."""
 
     @property
     def logsumexp(self) -> Tensor:
         """[N], nats."""
-        return self.maximum * LN_2 + self.total.log()
+        return self.maximum * (self.scale * LN_2) + self.total.log()
 
 
 def row_tiles(head: Head, rows: int) -> Iterator[slice]:
@@ -107,7 +109,7 @@ def softmax(
         )
         local_targets = padded(targets[place], height)
         online = Online(
-            height, targets.shape[1], entropy=wanted.entropy, topk=min(wanted.topk, vocab)
+            factors.scale, targets.shape[1], entropy=wanted.entropy, topk=min(wanted.topk, vocab)
         )
         mean_w = torch.zeros(height, width) if wanted.mean_w else None
         mean_b = torch.zeros(height, rank) if wanted.mean_b else None
@@ -123,7 +125,7 @@ def softmax(
             assert online.decay is not None
             if mean_w is not None:
                 mean_w.mul_(online.decay[:, None])
-                head.products.accumulate(tile, head.weight[span].float(), mean_w, scratch)
+                head.products.accumulate(tile, head.weight[span], mean_w, scratch)
             if mean_b is not None and head.lora is not None:
                 mean_b.mul_(online.decay[:, None]).addmm_(tile, head.lora.b[span].float())
         parts.take(number, place, online)
@@ -131,9 +133,10 @@ def softmax(
             if means is not None and mean is not None:
                 means[number, place] = mean[: place.stop - place.start]
 
-    with numpy_alone():
+    with numpy_alone(), head.products.in_force():
         run_all([(place, number) for place in places for number in range(len(splits))], item)
-    return _together(parts, (targets >= 0) & (targets < vocab), means_w, means_b, kept)
+    scale = inverse_temperature * LOG2_E
+    return _together(parts, scale, (targets >= 0) & (targets < vocab), means_w, means_b, kept)
 
 
 def _that_fit(places: list[slice], vocab: int, keep_bytes: int) -> set[int]:
@@ -149,6 +152,7 @@ def _that_fit(places: list[slice], vocab: int, keep_bytes: int) -> set[int]:
 
 def _together(
     parts: Parts,
+    scale: Tensor,
     inside: Tensor,
     means_w: Tensor | None,
     means_b: Tensor | None,
@@ -157,16 +161,17 @@ def _together(
     """The parts of the vocabulary, put together in their order. `inside` [N, K] says which targets
     are tokens."""
     maximum = parts.maximum.amax(dim=0)
-    shares = (parts.maximum - maximum).clamp_(min=-1e4).exp2_()
+    down = powers(parts.maximum - maximum, scale)
+    shares = down.exp2()
     total = _summed(shares * parts.total)
     picked = parts.picked.amax(dim=0)
     log_total = total.log()
     # (z - max) - log(total) rather than z - (max + log(total)): the large terms cancel first.
-    logprob = (picked - maximum[:, None]).mul_(LN_2).sub_(log_total[:, None]).clamp_(max=0)
-    logprob.masked_fill_(~inside, 0.0)
-    found = Softmax(logprob, maximum, total, kept=kept)
+    logprob = (picked - maximum[:, None]).mul_((scale * LN_2)[:, None])
+    logprob.sub_(log_total[:, None]).clamp_(max=0).masked_fill_(~inside, 0.0)
+    found = Softmax(logprob, scale, maximum, total, kept=kept)
     if parts.weighted is not None:
-        moved = (parts.maximum - maximum).clamp_(min=-1e4) * parts.total
+        moved = down * parts.total
         found.entropy = log_total - LN_2 * _summed(shares * (parts.weighted + moved)) / total
     if means_w is not None:
         found.mean_w = _summed(means_w.mul_(shares[:, :, None])).div_(total[:, None])

@@ -1,6 +1,8 @@
 """The softmax of a tile of rows over a part of the vocabulary, from one tile of logits to the next.
 
-All logits here are in units of log 2: exp2 is several times faster than exp.
+Logits are compared before the temperature; what is summed are powers of 2 of their differences
+from the maximum, times 1 / (T log 2): exp2 is several times faster than exp, and the large terms
+cancel before anything is rounded.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from torch import Tensor
 
 _LEAST = torch.finfo(torch.float32).min
 
-_LEAST_DIFFERENCE = -1e4
+_LEAST_POWER = -1e4
 """Below this 2^x is 0 by far; -inf times 0 would not be."""
 
 
 class Online:
     """Running sums of R rows."""
 
-    def __init__(self, rows: int, targets: int, *, entropy: bool, topk: int) -> None:
+    def __init__(self, scale: Tensor, targets: int, *, entropy: bool, topk: int) -> None:
+        """`scale` is 1 / (T log 2) of each row, [R]."""
+        rows = len(scale)
+        self._scale = scale
         self.maximum = torch.full((rows,), _LEAST)
         """The least float rather than -inf: a tile that is all -inf then gives no NaN."""
         self.total = torch.zeros(rows)
@@ -28,28 +33,33 @@ class Online:
         self.best = Best(rows, topk) if topk else None
 
     def add(self, tile: Tensor, span: slice, targets: Tensor) -> None:
-        """Take in a tile of logits [R, C], which becomes 2^(tile - maximum); `targets` is [R, K].
-        Afterwards `decay` says what sums that the caller keeps are worth."""
+        """Take in a tile of logits [R, C], which becomes 2^((tile - maximum) scale); `targets` is
+        [R, K]. Afterwards `decay` says what sums that the caller keeps are worth."""
         _pick(tile, span, targets, self.picked)
         highest = tile.amax(dim=1)
         if self.best is not None:
             self.best.add(tile, highest, span.start)
         maximum = torch.maximum(self.maximum, highest)
-        down = self.maximum - maximum
-        decay = self.decay = down.clamp(min=_LEAST_DIFFERENCE).exp2_()
+        down = powers(self.maximum - maximum, self._scale)
+        decay = self.decay = down.exp2()
         self.maximum = maximum
-        tile.sub_(maximum[:, None])
+        tile.sub_(maximum[:, None]).mul_(self._scale[:, None])
         if self.weighted is None:
             tile.exp2_()
             self.total.mul_(decay).add_(tile.sum(dim=1))
             return
-        tile.clamp_(min=_LEAST_DIFFERENCE)
+        tile.clamp_(min=_LEAST_POWER)
         weights = tile.exp2()
         # sum 2^(z - new) (z - new), where z - new = (z - old) + (old - new).
-        earlier = self.weighted + down.clamp(min=_LEAST_DIFFERENCE) * self.total
+        earlier = self.weighted + down * self.total
         self.weighted = decay * earlier + torch.linalg.vecdot(weights, tile)
         tile.copy_(weights)
         self.total.mul_(decay).add_(weights.sum(dim=1))
+
+
+def powers(differences: Tensor, scale: Tensor) -> Tensor:
+    """The powers of 2 that differences of logits stand for, in place; never -inf."""
+    return differences.mul_(scale).clamp_(min=_LEAST_POWER)
 
 
 def _pick(tile: Tensor, span: slice, targets: Tensor, picked: Tensor) -> None:

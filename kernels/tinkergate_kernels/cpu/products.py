@@ -4,6 +4,10 @@ PyTorch's library (MKL) takes a plain path on processors of other makers than it
 (OpenBLAS) is up to twice as fast; elsewhere the two are equal. What is quickest is found out once
 for a width, by a short trial.
 
+Bfloat16 states and unembeddings are multiplied as such where the processor can: PyTorch's product
+of bfloat16 matrices would round each logit to 8 bits, but told that float32 products may take
+bfloat16 factors it multiplies these exactly and sums in float32.
+
 A tile's height is one of a few, and short tiles are filled up, because libraries choose how they
 sum by the height: a row must get the same bits in a batch of one and of a thousand. Of the heights
 those are used that give the same bits, which the trial finds out too: for one height and width the
@@ -12,10 +16,13 @@ order of a sum depends on nothing else.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +30,9 @@ from torch import Tensor
 
 from tinkergate_kernels.cpu.workers import numpy_alone, run_all
 
-COLUMNS = 768
-"""Tokens in a tile: its logits stay in a core's own cache. Products that sum over more are cut by some
-libraries, and differently for short tiles."""
+COLUMNS = 512
+"""Tokens in a tile: its logits stay in a core's own cache. Products that sum over more are cut by
+some libraries, and differently for short tiles."""
 
 HEIGHTS = (32, 128, 512)
 """Rows of a tile. The more, the nearer a product comes to the processor's rate."""
@@ -36,10 +43,12 @@ _ADVANTAGE = 1.2
 
 @dataclass(frozen=True)
 class Products:
-    """How tiles are multiplied."""
+    """How tiles are multiplied. To be used while `in_force`."""
 
     numpy: bool
     """By NumPy's library, else PyTorch's."""
+    bfloat16: bool
+    """With bfloat16 factors and float32 sums."""
     heights: tuple[int, ...]
     """The heights that give the same bits, least first."""
 
@@ -47,43 +56,79 @@ class Products:
         """The height of the tile that takes so many rows, or as many of them as one can."""
         return next((height for height in self.heights if height >= rows), self.heights[-1])
 
+    def in_force(self) -> AbstractContextManager[None]:
+        """Have libraries multiply in this way, in the whole process."""
+        return _bfloat16_factors() if self.bfloat16 else nullcontext()
+
     def logits(self, rows: Tensor, weight: Tensor, out: Tensor) -> None:
-        """out = rows @ weight.T: [R, D], [C, D] and [R, C], float32."""
+        """out = rows @ weight.T: float32 [R, D], any [C, D] and float32 [R, C]."""
+        wide = weight.float()
         if self.numpy:
-            np.matmul(rows.numpy(), weight.numpy().T, out=out.numpy())
+            np.matmul(rows.numpy(), wide.numpy().T, out=out.numpy())
         else:
-            torch.mm(rows, weight.t(), out=out)
+            torch.mm(rows, wide.t(), out=out)
 
     def accumulate(self, tile: Tensor, weight: Tensor, total: Tensor, scratch: Tensor) -> None:
-        """total += tile @ weight: [R, C], [C, D] and [R, D], float32; `scratch` is like `total`."""
-        if self.numpy:
-            np.matmul(tile.numpy(), weight.numpy(), out=scratch.numpy())
+        """total += tile @ weight: float32 [R, C], any [C, D] and float32 [R, D]; `scratch` is like
+        `total`. With bfloat16 factors the tile and its product are rounded to bfloat16."""
+        if self.bfloat16:
+            total.add_(torch.mm(tile.bfloat16(), weight))
+        elif self.numpy:
+            np.matmul(tile.numpy(), weight.float().numpy(), out=scratch.numpy())
             total.add_(scratch)
         else:
-            total.addmm_(tile, weight)
+            total.addmm_(tile, weight.float())
 
 
 @cache
-def products_for(width: int) -> Products:
-    """How to multiply states of this width here."""
+def products_for(width: int, dtype: torch.dtype) -> Products:
+    """How to multiply states and unembeddings of this width and type here."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(HEIGHTS[-1], width, generator=generator)
-    weight = torch.randn(COLUMNS, width, generator=generator)
+    bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    kind = torch.bfloat16 if bfloat16 else torch.float32
+    rows = torch.randn(HEIGHTS[-1], width, generator=generator).to(kind).float()
+    weight = torch.randn(COLUMNS, width, generator=generator).to(kind)
     found: list[Products] = []
 
     def trial(_: int) -> None:
-        by_torch, by_numpy = Products(False, HEIGHTS), Products(True, HEIGHTS)
+        ways = [Products(False, bfloat16, HEIGHTS)]
+        if not bfloat16:
+            ways.append(Products(True, False, HEIGHTS))
         out = rows.new_empty(len(rows), COLUMNS)
         times = [
-            min(_seconds(lambda p=p: p.logits(rows, weight, out)) for _ in range(5))
-            for p in (by_torch, by_numpy)
+            min(_seconds(partial(way.logits, rows, weight, out)) for _ in range(5)) for way in ways
         ]
-        chosen = by_numpy if times[0] > _ADVANTAGE * times[1] else by_torch
-        found.append(Products(chosen.numpy, _same_bits(chosen, rows, weight)))
+        chosen = ways[0] if len(ways) == 1 or times[0] <= _ADVANTAGE * times[1] else ways[1]
+        found.append(Products(chosen.numpy, bfloat16, _same_bits(chosen, rows, weight)))
 
-    with numpy_alone():
+    with numpy_alone(), Products(False, bfloat16, HEIGHTS).in_force():
         run_all([0], trial)
     return found[0]
+
+
+_users = 0
+_before = "none"
+_counting = threading.Lock()
+
+
+@contextmanager
+def _bfloat16_factors() -> Iterator[None]:
+    """Let float32 products take bfloat16 factors. PyTorch has one such setting for all threads, so
+    float32 products elsewhere in the process are rounded too while this is in force."""
+    global _users, _before
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    with _counting:
+        if not _users:
+            _before = settings.fp32_precision
+            settings.fp32_precision = "bf16"
+        _users += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _users -= 1
+            if not _users:
+                settings.fp32_precision = _before
 
 
 def _seconds(product: Callable[[], None]) -> float:

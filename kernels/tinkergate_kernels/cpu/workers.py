@@ -1,7 +1,7 @@
 """One thread a core, each with libraries that compute alone.
 
-Two pools of threads that spin against each other (PyTorch's OpenMP and a BLAS library's) can make the
-same work ten times slower. Here the work is cut into items, each item is computed by one thread
+Two pools of threads that spin against each other (PyTorch's OpenMP and a BLAS library's) can make
+the same work ten times slower. Here the work is cut into items, each item is computed by one thread
 from end to end, and no library starts threads of its own.
 """
 
