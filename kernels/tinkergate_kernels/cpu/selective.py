@@ -128,8 +128,11 @@ def backward(
             slope = slope - grad_entropy[rows, None] / _LOG2E
             share = share + slope * (entropy[rows, None] * _LOG2E)
         for span in _spans(vocab):
-            x = _load(logits, rows, span, bias, softcap, scratch[0])
-            bent = (x / softcap).square_().neg_().add_(1) if softcap is not None else None
+            x = _load(logits, rows, span, bias, None, scratch[0])
+            bend = None
+            if softcap is not None:
+                bend = _slope_of_tanh(x / softcap)
+                x = _bent(x, None, softcap)
             log_p = x.sub_(maximum[rows, None]).mul_(inverse * _LOG2E).sub_(log_total[rows, None])
             log_p.clamp_(min=_LOWEST_EXPONENT)
             p = torch.exp2(log_p, out=scratch[1, :, : x.shape[1]])
@@ -142,8 +145,8 @@ def backward(
                 here = (local >= 0) & (local < x.shape[1])
                 dz.scatter_add_(1, local.clamp(0, x.shape[1] - 1), torch.where(here, picked, 0.0))
             dz.mul_(inverse)
-            if bent is not None:
-                dz.mul_(bent)
+            if bend is not None:
+                dz.mul_(bend)
             out[rows[: tile.real], span] = dz[: tile.real].to(out.dtype)
 
 
@@ -196,3 +199,9 @@ def _bent(x: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     if softcap is not None:
         x.div_(softcap).tanh_().mul_(softcap)
     return x
+
+
+def _slope_of_tanh(u: Tensor) -> Tensor:
+    """1 - tanh(u)^2, without the cancellation."""
+    e = u.abs_().mul_(-2 * _LOG2E).clamp_(min=_LOWEST_EXPONENT).exp2_()
+    return e / (1 + e).square_() * 4

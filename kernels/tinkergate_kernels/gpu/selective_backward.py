@@ -157,7 +157,7 @@ def _logits_gradient(
     ENTROPY: tl.constexpr,
 ):
     if SOFTCAP:
-        bent = tanh(x * inv_softcap)
+        bent, slope_of_bend = tanh(x * inv_softcap)
         x = softcap * bent
     log_p = tl.maximum((x - top) * (inv_temperature * LOG2E) - log_sum, LOWEST_EXPONENT)
     p = tl.exp2(log_p)
@@ -175,5 +175,5 @@ def _logits_gradient(
                         dz += tl.where(at == hit.to(tl.int32), upstream, 0.0)
     dz *= inv_temperature
     if SOFTCAP:
-        dz *= 1.0 - bent * bent
+        dz *= slope_of_bend
     return dz

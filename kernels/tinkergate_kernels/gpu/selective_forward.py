@@ -16,12 +16,15 @@ LOWEST_EXPONENT = tl.constexpr(-200.0)
 
 @triton.jit
 def tanh(u):
-    """By exp2; by a series where 1 - 2 / (1 + e^2u) would cancel."""
-    far = 1.0 - 2.0 / (1.0 + tl.exp2(u * (2 * LOG2E)))
+    """By exp2; by a series where 1 - e would cancel. And its slope, by what does not cancel."""
+    e = tl.exp2(tl.abs(u) * (-2 * LOG2E))
+    inverse = 1.0 / (1.0 + e)
+    far = (1.0 - e) * inverse
     square = u * u
     near = -17 / 315 + square * (62 / 2835)
     near = u + u * square * (-1 / 3 + square * (2 / 15 + square * near))
-    return tl.where(square < 0.0625, near, far)
+    bent = tl.where(square < 0.0625, near, tl.where(u < 0.0, -far, far))
+    return bent, 4.0 * e * inverse * inverse
 
 
 @triton.jit
@@ -48,7 +51,8 @@ def load_logits(
         else:
             x += tl.load(bias + at).to(tl.float32)
     if SOFTCAP:
-        x = softcap * tanh(x * inv_softcap)
+        bent, _ = tanh(x * inv_softcap)
+        x = softcap * bent
     if MASKED:
         x = tl.where(inside, x, float("-inf"))
     return x
@@ -163,7 +167,8 @@ def selective_forward_kernel(
         if BIAS:
             x += tl.load(bias + target, mask=scored, other=0.0).to(tl.float32)
         if SOFTCAP:
-            x = softcap * tanh(x * inv_softcap)
+            bent, _ = tanh(x * inv_softcap)
+            x = softcap * bent
         picked = tl.minimum((x - top) * inv_temperature - log_total * LN2, 0.0)
         tl.store(logprob + row * count + k, tl.where(scored, picked, 0.0), mask=k < count)
 
