@@ -25,12 +25,34 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tinkergate_kernels.arguments import Lora, check_linear, inverse_of
-from tinkergate_kernels.passes import Pass
+from tinkergate_kernels.partials import Partials
+from tinkergate_kernels.passes import (
+    Needs,
+    Rows,
+    Scores,
+    partials_over,
+    pass_over,
+    picked,
+    spread,
+    with_targets,
+)
 
-__all__ = ["KEEP_BYTES", "LinearScores", "Lora", "linear_logprob", "linear_scores"]
+__all__ = [
+    "KEEP_BYTES",
+    "SPLIT",
+    "LinearScores",
+    "Lora",
+    "linear_logprob",
+    "linear_partials",
+    "linear_scores",
+]
 
 KEEP_BYTES = 128 << 20
 """How many bytes of probabilities a forward may keep for the gradient of B."""
+
+
+SPLIT = 4096
+"""How many tokens of the vocabulary `linear_partials` sums up together."""
 
 
 class LinearScores(NamedTuple):
@@ -115,15 +137,71 @@ def linear_scores(
 ) -> LinearScores:
     """The logprobs of `linear_logprob`, and in the same pass over the vocabulary the log-sum-exp,
     and where asked for the entropy -sum p log p and the `topk` likeliest tokens (as many as there
-    are, if there are fewer). Without gradients; every row is read, whatever its targets are.
+    are, if there are fewer). Without gradients. A row without a target that is a token is not read:
+    its answers are 0, and its likeliest tokens -1.
+
     Raises ValueError as `linear_logprob` does, and for a negative `topk`."""
     lora = None if lora is None else Lora(*lora)
     check_linear(hidden, weight, targets, bias, lora, temperature, softcap)
     if topk < 0:
         raise ValueError(f"topk is {topk}; must not be negative")
     columns = targets if targets.ndim == 2 else targets[:, None]
-    work = Pass(hidden, weight, columns, bias, lora, inverse_of(temperature, hidden), softcap)
-    return LinearScores(*work.scores(entropy=entropy, topk=topk, shape=targets.shape))
+    rows = Rows(hidden, weight, columns, bias, lora, inverse_of(temperature, hidden), softcap)
+    places = with_targets(rows)
+    found = pass_over(rows if places is None else picked(rows, places)).scores(
+        entropy=entropy, topk=min(topk, len(weight))
+    )
+    if places is not None:
+        count = len(hidden)
+        found = Scores(
+            spread(found.logprob, places, count),
+            spread(found.logsumexp, places, count),
+            None if found.entropy is None else spread(found.entropy, places, count),
+            spread(found.topk_ids, places, count, -1),
+            spread(found.topk_logprobs, places, count),
+        )
+    return LinearScores(found.logprob.view(targets.shape), *found[1:])
+
+
+@torch.no_grad()
+def linear_partials(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab_start: int = 0,
+    vocab_total: int | None = None,
+    bias: Tensor | None = None,
+    lora: Lora | tuple[Tensor, Tensor, float] | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    split: int = SPLIT,
+) -> Partials:
+    """What the tokens of `weight` say of the softmax over a vocabulary of which they are a part:
+    those from `vocab_start` on, of `vocab_total` (by default the last ones). Targets count in the
+    whole vocabulary; bias, and B of the LoRA, are of the same tokens as `weight`. The rest is as
+    for `linear_logprob`.
+
+    Summed up in splits of `split` tokens. Put the partials of all parts together with
+    `concatenated` and merge them with `merge`: the bits of the answer depend on where the splits
+    are cut alone, so parts that hold a multiple of `split` tokens (the last one any number) give
+    the same, however many there are.
+
+    Raises ValueError as `linear_logprob` does, and for splits and places that make no sense.
+    """
+    lora = None if lora is None else Lora(*lora)
+    check_linear(hidden, weight, targets, bias, lora, temperature, softcap)
+    total = vocab_start + len(weight) if vocab_total is None else vocab_total
+    if split < 1:
+        raise ValueError(f"split is {split}; must be positive")
+    if not 0 <= vocab_start <= total - len(weight):
+        raise ValueError(
+            f"vocab_start is {vocab_start}; must be from 0 to {total - len(weight)}, so that "
+            f"{len(weight)} tokens are there of {total}"
+        )
+    columns = targets if targets.ndim == 2 else targets[:, None]
+    rows = Rows(hidden, weight, columns, bias, lora, inverse_of(temperature, hidden), softcap)
+    return partials_over(rows, vocab_start, total, split)
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -142,57 +220,36 @@ class _LinearLogprob(torch.autograd.Function):
         keep_bytes: int,
         grad_enabled: bool,
     ) -> Tensor:
-        needs_h, needs_a, needs_b, needs_w = (
-            grad_enabled and needed for needed in ctx.needs_input_grad[:4]
-        )
+        needs = Needs(*(grad_enabled and needed for needed in ctx.needs_input_grad[:4]))
         lora = None if a is None or b is None else Lora(a.detach(), b.detach(), scale)
-        rows = _scored(targets, len(weight))
-        work = Pass(
-            hidden.detach() if rows is None else hidden.detach()[rows],
+        rows = Rows(
+            hidden.detach(),
             weight.detach(),
-            targets if rows is None else targets[rows],
+            targets,
             bias,
             lora,
-            inverse_of(temperature, hidden)[slice(None) if rows is None else rows],
+            inverse_of(temperature, hidden),
             softcap,
         )
-        logprobs = work.forward(
-            mean_w=needs_h, mean_b=needs_h or needs_a, keep_bytes=keep_bytes if needs_b else 0
-        )
-        if needs_h or needs_a or needs_b or needs_w:
+        places = with_targets(rows)
+        work = pass_over(rows if places is None else picked(rows, places))
+        logprobs = work.forward(needs, keep_bytes)
+        if any(needs):
             # The pass holds them too; these notice changes in place before the backward.
             ctx.save_for_backward(hidden, a, b, weight, bias, targets)
-            ctx.work, ctx.rows = work, rows
-            ctx.dtypes = [None if t is None else t.dtype for t in (hidden, a, b, weight)]
-            ctx.count = len(hidden)
-        if rows is None:
-            return logprobs
-        return logprobs.new_zeros(targets.shape).index_copy_(0, rows, logprobs)
+            ctx.work, ctx.places, ctx.count = work, places, len(hidden)
+        return logprobs if places is None else spread(logprobs, places, len(hidden))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        assert ctx.saved_tensors is not None
-        work, rows = ctx.work, ctx.rows
-        needs_h, needs_a, needs_b, needs_w = ctx.needs_input_grad[:4]
-        found = work.backward(
-            upstream.float() if rows is None else upstream.float()[rows],
-            hidden=needs_h,
-            a=needs_a,
-            b=needs_b,
-            weight=needs_w,
-        )
-        if needs_h and rows is not None:
-            whole = found[0].new_zeros(ctx.count, found[0].shape[1])
-            found = (whole.index_copy_(0, rows, found[0]), *found[1:])
+        inputs, places = ctx.saved_tensors[:4], ctx.places
+        upstream = upstream.float()
+        found = ctx.work.backward(upstream if places is None else upstream[places])
+        if found.hidden is not None and places is not None:
+            found = found._replace(hidden=spread(found.hidden, places, ctx.count))
         typed = (
-            None if gradient is None else gradient.to(dtype)
-            for gradient, dtype in zip(found, ctx.dtypes, strict=True)
+            None if gradient is None else gradient.to(given.dtype)
+            for gradient, given in zip(found, inputs, strict=True)
         )
         return *typed, *([None] * 7)
-
-
-def _scored(targets: Tensor, vocab: int) -> Tensor | None:
-    """The rows that have a target which is a token, int64; None if all have."""
-    scored = ((targets >= 0) & (targets < vocab)).any(dim=1)
-    return None if scored.all() else scored.nonzero().view(-1)

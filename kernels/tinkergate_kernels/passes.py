@@ -1,120 +1,168 @@
-"""One pass over the vocabulary for N rows, and the gradients that follow from it, on any device."""
+"""One pass over the vocabulary for N rows, and the gradients that follow from it: what the public
+functions ask of the device that their tensors lie on."""
 
 from __future__ import annotations
+
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from tinkergate_kernels.arguments import Lora
-from tinkergate_kernels.cpu import backward, linear
-from tinkergate_kernels.cpu.head import Head
-from tinkergate_kernels.cpu.products import products_for
-
-_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""Of the states [N, D], A [r, D], B [V, r] and the unembedding [V, D], float32."""
+from tinkergate_kernels.partials import Partials
 
 
-class Pass:
-    """N rows: states [N, D], unembedding [V, D], targets int64 [N, K], bias [V], inverse
-    temperatures float32 [N]. Arguments are checked already; nothing here is tracked by autograd."""
+class Rows(NamedTuple):
+    """The arguments of a pass, checked already. Nothing here is tracked by autograd."""
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        lora: Lora | None,
-        inverse_temperature: Tensor,
-        softcap: float | None,
-    ) -> None:
-        self._hidden = hidden
-        self._targets = targets
-        self._inverse = inverse_temperature
-        products = products_for(weight.shape[1], _factors(hidden, weight, lora))
-        self._head = Head(weight, bias, lora, softcap, products)
-        self._found: linear.Softmax | None = None
+    hidden: Tensor
+    """[N, D]."""
+    weight: Tensor
+    """[V, D]."""
+    targets: Tensor
+    """int64 [N, K]; one in each row or more is a token."""
+    bias: Tensor | None
+    """[V]."""
+    lora: Lora | None
+    inverse_temperature: Tensor
+    """Float32 [N]."""
+    softcap: float | None
 
-    def forward(self, *, mean_w: bool, mean_b: bool, keep_bytes: int) -> Tensor:
-        """Logprobs, float32 [N, K]; remembers what `backward` will need for the gradients of the
-        states (`mean_w`), of A (`mean_b`) and of B (`keep_bytes`)."""
-        head = self._head
-        # Under a softcap the mean is of no use: the gradient weighs each token by its slope.
-        direct = head.softcap is None
-        wanted = linear.Wanted(
-            mean_w=mean_w and direct,
-            mean_b=mean_b and direct and head.lora is not None,
-            keep_bytes=keep_bytes if direct else 0,
-        )
-        self._found = self._softmax(wanted)
-        return self._found.logprob
-
-    def scores(
-        self, *, entropy: bool, topk: int, shape: torch.Size
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-        """Logprobs in `shape`, log-sum-exp, entropy, and the ids and logprobs of the likeliest."""
-        found = self._softmax(linear.Wanted(entropy=entropy, topk=topk))
-        count = len(self._hidden)
-        ids = torch.empty(count, 0, dtype=torch.int64)
-        logprobs = torch.empty(count, 0)
-        if found.best is not None:
-            ids = found.best.ids
-            logprobs = found.best.values - found.maximum[:, None]
-            logprobs.mul_((found.scale * linear.LN_2)[:, None])
-            logprobs.sub_(found.total.log()[:, None])
-        return found.logprob.view(shape), found.logsumexp, found.entropy, ids, logprobs
-
-    def _softmax(self, wanted: linear.Wanted) -> linear.Softmax:
-        return linear.softmax(self._head, self._hidden, self._targets, self._inverse, wanted)
-
-    def backward(
-        self, upstream: Tensor, *, hidden: bool, a: bool, b: bool, weight: bool
-    ) -> _Gradients:
-        """Gradients of sum(upstream * logprobs) for float32 [N, K]; None for what is not asked."""
-        assert self._found is not None
-        found, head = self._found, self._head
-        inside = (self._targets >= 0) & (self._targets < len(head.weight))
-        upstream = upstream * inside
-        targets = self._targets.clamp(0, len(head.weight) - 1)
-        states = hidden or a
-        direct = head.softcap is None
-        made = backward.Gradients()
-        if b or weight or (states and not direct):
-            asked = backward.Asked(hidden=states and not direct, weight=weight, b=b)
-            made = backward.gradients(
-                head, self._hidden, self._targets, self._inverse, upstream, found, asked
-            )
-        of_hidden, of_low = made.hidden, made.low
-        if states and direct:
-            row_sum = upstream.sum(dim=1)
-            if hidden:
-                of_hidden = _pull(head.weight, targets, upstream, row_sum, found.mean_w)
-                of_hidden.mul_(self._inverse[:, None])
-            if head.lora is not None:
-                of_low = _pull(head.lora.b, targets, upstream, row_sum, found.mean_b)
-                of_low.mul_(self._inverse[:, None])
-        of_a = None
-        if of_low is not None and head.lora is not None:
-            scaled = of_low.mul_(head.lora.scale)
-            if of_hidden is not None:
-                of_hidden.addmm_(scaled, head.lora.a.float())
-            if a:
-                of_a = scaled.T @ self._hidden.float()
-        return of_hidden if hidden else None, of_a, made.b, made.weight
+    @property
+    def inside(self) -> Tensor:
+        """Which targets are tokens, bool [N, K]."""
+        return (self.targets >= 0) & (self.targets < len(self.weight))
 
 
-def _factors(hidden: Tensor, weight: Tensor, lora: Lora | None) -> torch.dtype:
-    """The type in which products lose nothing: that of both, else float32. With a LoRA addition
-    too, since its own products are of float32 numbers."""
-    return hidden.dtype if lora is None and hidden.dtype == weight.dtype else torch.float32
+class Scores(NamedTuple):
+    """What a pass without gradients found. Float32, nats."""
+
+    logprob: Tensor
+    """[N, K]; 0 for targets that are no tokens."""
+    logsumexp: Tensor
+    """[N]."""
+    entropy: Tensor | None
+    """[N]."""
+    topk_ids: Tensor
+    """int64 [N, k]."""
+    topk_logprobs: Tensor
+    """[N, k]."""
 
 
-def _pull(
-    table: Tensor, targets: Tensor, upstream: Tensor, row_sum: Tensor, mean: Tensor | None
-) -> Tensor:
-    """sum_k upstream[n, k] table[targets[n, k]] - row_sum[n] mean[n]: float32 [N, width]."""
-    assert mean is not None
-    pull = mean * -row_sum[:, None]
+class Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    hidden: bool
+    a: bool
+    b: bool
+    weight: bool
+
+
+class Gradients(NamedTuple):
+    """Float32, each of the shape of what it is the gradient of; None where not wanted."""
+
+    hidden: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    weight: Tensor | None = None
+
+
+class Pass(Protocol):
+    """A pass over N rows."""
+
+    def forward(self, needs: Needs, keep_bytes: int) -> Tensor:
+        """Logprobs, float32 [N, K]; remembers what `backward` will need."""
+
+    def backward(self, upstream: Tensor) -> Gradients:
+        """Gradients of sum(upstream * logprobs) for float32 [N, K]: those that `forward` was told
+        of."""
+
+    def scores(self, *, entropy: bool, topk: int) -> Scores:
+        """Everything that one reading of the vocabulary tells, without gradients."""
+
+
+def pass_over(rows: Rows) -> Pass:
+    """A pass on the device that the rows lie on."""
+    if rows.hidden.device.type == "cpu":
+        from tinkergate_kernels.cpu.linear_pass import CpuPass
+
+        return CpuPass(rows)
+    from tinkergate_kernels.gpu.linear_pass import GpuPass
+
+    return GpuPass(rows)
+
+
+def partials_over(rows: Rows, vocab_start: int, vocab_total: int, split: int) -> Partials:
+    """The partials of a part of the vocabulary; targets count in the whole of it."""
+    if rows.hidden.device.type == "cpu":
+        from tinkergate_kernels.cpu.linear_pass import partials
+
+        return partials(rows, vocab_start, vocab_total, split)
+    from tinkergate_kernels.gpu import linear
+
+    return linear.partials(
+        rows.hidden,
+        rows.weight,
+        rows.targets,
+        bias=rows.bias,
+        lora=rows.lora,
+        inv_temperature=rows.inverse_temperature,
+        softcap=rows.softcap,
+        vocab_start=vocab_start,
+        vocab_total=vocab_total,
+        split=split,
+    )
+
+
+def through_means(
+    rows: Rows, upstream: Tensor, mean_w: Tensor | None, mean_b: Tensor | None, needs: Needs
+) -> Gradients:
+    """The gradients of the states and of A from the means of W and B under the prediction:
+
+        d/dhidden = (sum_k g[k] W[t_k] - (sum_k g[k]) mean_w) / T,   through B likewise
+
+    upstream: float32 [N, K]. mean_w: [N, D], if the states' gradient is wanted; mean_b: [N, r], if
+    there is a LoRA. Without a softcap."""
+    upstream = upstream * rows.inside * rows.inverse_temperature[:, None]
+    targets = rows.targets.clamp(0, len(rows.weight) - 1)
+    hidden = a = None
+    if needs.hidden:
+        assert mean_w is not None
+        hidden = _pull(rows.weight, targets, upstream, mean_w)
+    if rows.lora is not None:
+        assert mean_b is not None
+        low = _pull(rows.lora.b, targets, upstream, mean_b).mul_(rows.lora.scale)
+        if hidden is not None:
+            hidden.addmm_(low, rows.lora.a.float())
+        if needs.a:
+            a = low.T @ rows.hidden.float()
+    return Gradients(hidden=hidden, a=a)
+
+
+def _pull(table: Tensor, targets: Tensor, upstream: Tensor, mean: Tensor) -> Tensor:
+    """sum_k upstream[n, k] (table[targets[n, k]] - mean[n]): float32 [N, width]."""
+    pull = mean * -upstream.sum(dim=1, keepdim=True)
     for k in range(targets.shape[1]):
         pull.addcmul_(upstream[:, k, None], table[targets[:, k]].float())
     return pull
+
+
+def picked(rows: Rows, places: Tensor) -> Rows:
+    """Some of the rows: int64 [M]."""
+    return rows._replace(
+        hidden=rows.hidden.index_select(0, places),
+        targets=rows.targets.index_select(0, places),
+        inverse_temperature=rows.inverse_temperature.index_select(0, places),
+    )
+
+
+def spread(found: Tensor, places: Tensor, count: int, fill: float = 0) -> Tensor:
+    """Answers of some rows among those of all `count`, which are `fill`."""
+    whole = found.new_full((count, *found.shape[1:]), fill)
+    return whole.index_copy_(0, places, found)
+
+
+def with_targets(rows: Rows) -> Tensor | None:
+    """The rows that have a target which is a token, int64 [M]; None if all have."""
+    scored = rows.inside.any(dim=1)
+    return None if bool(scored.all()) else torch.nonzero(scored).view(-1)

@@ -9,7 +9,7 @@ gradients will be wanted the running mean of the unembedding under the predictio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from tinkergate_kernels.cpu.head import LOG2_E, Head, padded, spans_of, splits_o
 from tinkergate_kernels.cpu.online import Best, Online, Parts, powers
 from tinkergate_kernels.cpu.products import COLUMNS
 from tinkergate_kernels.cpu.workers import numpy_alone, run_all
+from tinkergate_kernels.partials import Partials
 
 LN_2 = math.log(2)
 
@@ -88,14 +89,28 @@ def softmax(
 ) -> Softmax:
     """One pass over the vocabulary: states [N, D], targets int64 [N, K] inside the vocabulary or
     not, inverse temperatures float32 [N]."""
+    splits = splits_of(len(head.weight))
+    found = parts_of(head, hidden, targets, inverse_temperature, wanted, splits)
+    inside = (targets >= 0) & (targets < len(head.weight))
+    return _together(*found, inverse_temperature * LOG2_E, inside)
+
+
+def parts_of(
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    inverse_temperature: Tensor,
+    wanted: Wanted,
+    splits: Sequence[range],
+) -> tuple[Parts, Tensor | None, Tensor | None, dict[tuple[int, int], KeptTile]]:
+    """What each part of the vocabulary says: sums, the sums of W and B that belong to them,
+    [S, N, D] and [S, N, r], and the kept tiles. Arguments as for `softmax`."""
     vocab, width = head.weight.shape
-    count = len(hidden)
-    splits = splits_of(vocab)
-    parts = Parts(
-        len(splits), count, targets.shape[1], entropy=wanted.entropy, topk=min(wanted.topk, vocab)
-    )
-    means_w = torch.empty(len(splits), count, width) if wanted.mean_w else None
+    count, k = targets.shape
+    topk = min(wanted.topk, vocab)
     rank = 0 if head.lora is None else head.lora.b.shape[1]
+    parts = Parts(len(splits), count, k, entropy=wanted.entropy, topk=topk)
+    means_w = torch.empty(len(splits), count, width) if wanted.mean_w else None
     means_b = torch.empty(len(splits), count, rank) if wanted.mean_b else None
     kept: dict[tuple[int, int], KeptTile] = {}
     places = list(row_tiles(head, count))
@@ -108,9 +123,7 @@ def softmax(
             padded(hidden[place], height), padded(inverse_temperature[place], height, 1)
         )
         local_targets = padded(targets[place], height)
-        online = Online(
-            factors.scale, targets.shape[1], entropy=wanted.entropy, topk=min(wanted.topk, vocab)
-        )
+        online = Online(factors.scale, k, entropy=wanted.entropy, topk=topk)
         mean_w = torch.zeros(height, width) if wanted.mean_w else None
         mean_b = torch.zeros(height, rank) if wanted.mean_b else None
         scratch = torch.empty(height, width)
@@ -135,8 +148,26 @@ def softmax(
 
     with numpy_alone(), head.products.in_force():
         run_all([(place, number) for place in places for number in range(len(splits))], item)
-    scale = inverse_temperature * LOG2_E
-    return _together(parts, scale, (targets >= 0) & (targets < vocab), means_w, means_b, kept)
+    return parts, means_w, means_b, kept
+
+
+def partials_of(
+    head: Head, hidden: Tensor, targets: Tensor, inverse_temperature: Tensor, split: int
+) -> Partials:
+    """The partials of this part of the vocabulary in splits of `split` tokens; `targets` count
+    from its first token. Arguments as for `softmax`."""
+    vocab = len(head.weight)
+    splits = [range(start, min(start + split, vocab)) for start in range(0, vocab, split)]
+    wanted = Wanted(entropy=True)
+    parts, *_ = parts_of(head, hidden, targets, inverse_temperature, wanted, splits)
+    assert parts.weighted is not None
+    least = torch.finfo(torch.float32).min
+    return Partials(
+        (parts.maximum * inverse_temperature).clamp_(min=least),
+        parts.total,
+        parts.weighted * LN_2,
+        parts.picked * inverse_temperature[:, None],
+    )
 
 
 def _that_fit(places: list[slice], vocab: int, keep_bytes: int) -> set[int]:
@@ -152,11 +183,11 @@ def _that_fit(places: list[slice], vocab: int, keep_bytes: int) -> set[int]:
 
 def _together(
     parts: Parts,
-    scale: Tensor,
-    inside: Tensor,
     means_w: Tensor | None,
     means_b: Tensor | None,
     kept: dict[tuple[int, int], KeptTile],
+    scale: Tensor,
+    inside: Tensor,
 ) -> Softmax:
     """The parts of the vocabulary, put together in their order. `inside` [N, K] says which targets
     are tokens."""
