@@ -30,7 +30,8 @@ def read(pointer, at, inside, FULL: tl.constexpr):
     """Entries of a tile; 0 beyond the end."""
     if FULL:
         return tl.load(pointer + at)
-    return tl.load(pointer + at, mask=inside, other=0.0)
+    # The first entry is always there. A mask a load would take registers that are not there.
+    return tl.where(inside, tl.load(pointer + tl.where(inside, at, 0)), 0.0)
 
 
 @triton.jit
