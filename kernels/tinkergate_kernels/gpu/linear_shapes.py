@@ -29,19 +29,20 @@ class Shape:
 _POINTERS = Shape(128, 128, 32, warps=8, stages=4)
 _DESCRIPTORS = Shape(128, 128, 64, warps=8, stages=3, descriptors=True)
 _MI300 = Shape(128, 128, 64, warps=8, stages=2)
-# Float32 is multiplied without tensor cores on NVIDIA: exact, and bound by registers.
-_FLOAT32 = Shape(64, 64, 16, warps=4, stages=2)
+# Float32 is multiplied without tensor cores on NVIDIA: exact, and with the whole depth of a step in
+# registers, of which a depth of 16 takes more than there are.
+_FLOAT32 = Shape(64, 64, 8, warps=4, stages=3)
+_MI300_FLOAT32 = Shape(64, 64, 16, warps=4, stages=2)
 
 HALF = {"sm_80": _POINTERS, "sm_90": _DESCRIPTORS, "sm_100": _DESCRIPTORS, "gfx942": _MI300}
 """For bfloat16 and float16."""
-FLOAT = {"sm_80": _FLOAT32, "sm_90": _FLOAT32, "sm_100": _FLOAT32, "gfx942": _FLOAT32}
+FLOAT = {"sm_80": _FLOAT32, "sm_90": _FLOAT32, "sm_100": _FLOAT32, "gfx942": _MI300_FLOAT32}
 
 
 def target_of(device: torch.device) -> str:
-    """Whose shapes a device takes. The interpreter on a CPU takes those of sm_80."""
-    if device.type != "cuda":
-        return "sm_80"
-    if torch.version.hip is not None:
+    """Whose shapes a device takes. The interpreter on a CPU takes those with the
+    fewest steps."""
+    if device.type != "cuda" or torch.version.hip is not None:
         return "gfx942"
     major = torch.cuda.get_device_capability(device)[0]
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
