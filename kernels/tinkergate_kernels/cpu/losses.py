@@ -1,8 +1,9 @@
-"""The losses on a CPU: whole arrays in float64, gradients by formula, no autograd."""
+"""The losses on a CPU, in float64: gradients by formula, no autograd."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 from tinkergate_kernels.losses.pairs import preference
 from tinkergate_kernels.losses.problem import LossResult, Problem, Statistics
 from tinkergate_kernels.losses.registry import HIGH, LOW
+
+BLOCK = 16384
+"""Tokens taken at once: their float64 arrays stay in a cache, and PyTorch takes a sum of so few on
+one thread, so its bits do not depend on the number of threads."""
 
 
 class _Tokens(NamedTuple):
@@ -78,6 +83,30 @@ def _dpo(problem: Problem) -> LossResult:
 
 
 def _policy(problem: Problem) -> LossResult:
+    count = problem.logprobs.numel()
+    loss = torch.empty(count, dtype=torch.float64)
+    gradient = torch.empty(count)
+    sequence_ratios = _sequence_ratios(problem) if problem.spec.name == "gspo" else None
+    statistics = []
+    for start in range(0, count, BLOCK):
+        part = slice(start, start + BLOCK)
+        block = replace(
+            problem,
+            logprobs=problem.logprobs[part],
+            inputs={name: each[part] for name, each in problem.inputs.items()},
+        )
+        tokens = _tokens(block, None if sequence_ratios is None else sequence_ratios[part])
+        terms = _TERMS[problem.spec.name](block, tokens)
+        loss[part] = terms.loss
+        # The gradient of a masked token is 0 and not -0.
+        gradient[part] = torch.where(tokens.active, terms.gradient, 0.0)
+        statistics.append(_statistics(tokens, terms))
+    per_datum = _per_datum(loss, problem.offsets)
+    metrics = Statistics.together(statistics).metrics(problem.spec)
+    return LossResult(per_datum.sum(), per_datum, gradient, metrics)
+
+
+def _tokens(problem: Problem, sequence_ratios: Tensor | None) -> _Tokens:
     advantages = problem.inputs["advantages"]
     active = advantages != 0
     weights = problem.inputs.get("weights")
@@ -85,15 +114,8 @@ def _policy(problem: Problem) -> LossResult:
         active = active & (weights != 0)
     lp = _masked(problem.logprobs, active)
     shift = lp - _masked(problem.inputs["logprobs"], active)
-    ratio = _sequence_ratios(problem) if problem.spec.name == "gspo" else shift.exp()
-    ratio = torch.where(active, ratio, 1.0)
-    tokens = _Tokens(active, lp, _masked(advantages, active), shift, ratio)
-    terms = _TERMS[problem.spec.name](problem, tokens)
-    per_datum = _per_datum(terms.loss, problem.offsets)
-    # A masked token has no part in the metrics either, and its gradient is 0 and not -0.
-    gradient = torch.where(active, terms.gradient, 0.0).float()
-    metrics = _statistics(tokens, terms).metrics(problem.spec)
-    return LossResult(per_datum.sum(), per_datum, gradient, metrics)
+    ratio = shift.exp() if sequence_ratios is None else torch.where(active, sequence_ratios, 1.0)
+    return _Tokens(active, lp, _masked(advantages, active), shift, ratio)
 
 
 def _sequence_ratios(problem: Problem) -> Tensor:
@@ -105,18 +127,18 @@ def _sequence_ratios(problem: Problem) -> Tensor:
 
 
 def _statistics(tokens: _Tokens, terms: _Terms) -> Statistics:
-    active = tokens.active
-    ratio, shift = tokens.ratio[active], tokens.shift[active]
+    active, ratio = tokens.active, tokens.ratio
     zero = torch.zeros((), dtype=torch.float64)
     return Statistics(
         active=active.sum().double(),
-        clipped=zero if terms.clipped is None else terms.clipped[active].sum().double(),
-        ratio=ratio.sum(),
-        kl_k1=-shift.sum(),
-        kl_k3=(torch.expm1(shift) - shift).sum(),
-        kl_ref=zero if terms.kl_ref is None else terms.kl_ref[active].sum(),
-        ratio_min=ratio.min() if ratio.numel() else zero,
-        ratio_max=ratio.max() if ratio.numel() else zero,
+        clipped=zero if terms.clipped is None else (terms.clipped & active).sum().double(),
+        ratio=torch.where(active, ratio, 0.0).sum(),
+        # These are 0 where masked.
+        kl_k1=-tokens.shift.sum(),
+        kl_k3=(torch.expm1(tokens.shift) - tokens.shift).sum(),
+        kl_ref=zero if terms.kl_ref is None else terms.kl_ref.sum(),
+        ratio_min=torch.where(active, ratio, torch.inf).min(),
+        ratio_max=torch.where(active, ratio, -torch.inf).max(),
     )
 
 

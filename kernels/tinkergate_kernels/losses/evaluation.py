@@ -28,7 +28,7 @@ def evaluate(
     empty. config: settings by name; those absent have their defaults.
 
     The loss is a sum over tokens and datums. On a CPU it is computed in float64; on a GPU in
-    float32, and summed in float64. Sums are taken in a fixed order, so equal calls give equal bits.
+    float32, and summed in float64. Sums are taken in a fixed order: equal calls give equal bits.
     A masked token (weight or advantage 0) adds nothing, whatever its other numbers are. What
     overflows is inf, as it is. Raises ValueError, before any work, naming the argument, its value
     and the rule.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +40,15 @@ class Statistics(NamedTuple):
     kl_ref: Tensor
     ratio_min: Tensor
     ratio_max: Tensor
+
+    @classmethod
+    def together(cls, parts: Sequence[Statistics]) -> Statistics:
+        """Those of parts, added up in order."""
+        if not parts:
+            return cls(*torch.zeros(len(cls._fields), dtype=torch.float64))
+        columns = torch.tensor(parts, dtype=torch.float64).T
+        sums = list(columns[:-2].sum(dim=1))
+        return cls(*sums, *[columns[-2].min(), columns[-1].max()])
 
     def metrics(self, spec: LossSpec) -> dict[str, float]:
         """Those that the loss names. Waits for the device, once."""

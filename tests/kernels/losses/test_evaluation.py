@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import LossCase, loss_case
 
+from tinkergate_kernels.cpu.losses import BLOCK
 from tinkergate_kernels.losses import LOSSES, LossResult, evaluate, loss
 
 RAGGED = (7, 0, 1, 40, 300, 2, 0, 13)
@@ -55,6 +56,25 @@ def test_little_or_nothing(name: str, lengths: tuple[int, ...]) -> None:
     found = run(case)
     assert found.per_datum.shape == (len(lengths),)
     assert_agrees(found, case)
+
+
+@ALL
+def test_more_tokens_than_a_block_on_any_number_of_threads(name: str) -> None:
+    case = loss_case(name, (BLOCK - 5, 10, 2 * BLOCK, 0, 77, 3), optional=False)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(run(case))
+    finally:
+        torch.set_num_threads(threads)
+    one, other = results
+    assert_agrees(one, case)
+    assert torch.equal(one.per_datum, other.per_datum)
+    assert torch.equal(one.gradient, other.gradient)
+    assert one.loss == other.loss
+    assert one.metrics == other.metrics
 
 
 def test_many_targets() -> None:
