@@ -118,18 +118,3 @@ def likeliest_of(values: Tensor, k: int) -> Tensor:
     else:
         ids = torch.arange(len(values), device=values.device)
     return ids[values[ids].sort(descending=True, stable=True).indices[:k]]
-
-
-def log_softmax_rows(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """log_softmax(logits / temperature) of float32 [N, V], with the sums in float64; float32."""
-    shifted = logits - logits.amax(-1, keepdim=True)
-    if temperature != 1.0:
-        shifted /= temperature
-    return shifted.sub_(shifted.exp().sum(-1, keepdim=True, dtype=torch.float64).log())
-
-
-def likeliest_rows(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of float32 [N, V], largest first, equals by lower id: int64
-    [N, k] ids and their float32 [N, k] logprobs."""
-    ids = torch.stack([likeliest_of(row, k) for row in logprobs])
-    return ids, logprobs.gather(1, ids)

@@ -21,12 +21,10 @@ from tinkergate.engine.drawing import (
     STREAM_OF_ALTERNATIVES,
     DrawRule,
     Row,
-    likeliest_rows,
-    log_softmax_rows,
     stream,
 )
 from tinkergate.engine.sampling import Alternatives, Likeliest, PromptAnswers, PromptQuestions
-from tinkergate_kernels import linear_logprob
+from tinkergate_kernels import LinearScores, linear_logprob, linear_scores
 
 STRETCH = 512
 """Tokens that are read in one step."""
@@ -59,6 +57,17 @@ def token_logprobs(
     return linear_logprob(hidden, weight, tokens, bias=bias, lora=lora, temperature=temperature)
 
 
+def likeliest(
+    base: BaseModel, hidden: Tensor, tokens: Tensor, k: int, temperature: float = 1.0
+) -> LinearScores:
+    """The logprobs of `tokens` (m, K), of which each row has one or more, and the k likeliest
+    tokens: as `token_logprobs`, in one pass over the vocabulary."""
+    weight, bias, lora = base.unembedding()
+    return linear_scores(
+        hidden, weight, tokens, bias=bias, lora=lora, temperature=temperature, topk=k
+    )
+
+
 class PromptReader:
     """Answers `PromptQuestions` from a prompt's states. Row i is about token i + 1."""
 
@@ -81,9 +90,7 @@ class PromptReader:
         """The first row whose token's logprob is asked."""
         if questions.logprobs:
             self._first_scored = 0 if questions.last_n is None else rows - questions.last_n
-        tables = questions.topk or questions.alternatives or questions.targets is not None
-        self._first_table = 0 if tables else rows
-        """The first row of which logits are needed."""
+        self._tables = bool(questions.topk) or questions.targets is not None
         self._logprobs = np.full(rows + 1, np.nan, np.float32)
         k = questions.topk
         self._topk = Likeliest(np.empty((rows, k), np.int32), np.empty((rows, k), np.float32))
@@ -105,29 +112,36 @@ class PromptReader:
                 self._base, hidden[start - begin : end - begin], self._prompt[start + 1 : end + 1]
             )
             self._logprobs[start + 1 : end + 1] = _numpy(logprobs)
-        step = rows_at_once(self._base)
-        for start in range(max(begin, self._first_table), end, step):
-            states = hidden[start - begin : min(start + step, end) - begin]
-            self._tabulate(start, self._base.logits(states))
+        if self._tables and begin < end:
+            self._tabulate(slice(begin, end), hidden[: end - begin])
+        if self._asked.alternatives:
+            step = rows_at_once(self._base)
+            for start in range(begin, end, step):
+                states = hidden[start - begin : min(start + step, end) - begin]
+                self._draw_alternatives(start, self._base.logits(states))
 
-    def _tabulate(self, start: int, logits: Tensor) -> None:
-        """Rows from `start` on, of which these are the logits."""
+    def _tabulate(self, rows: slice, hidden: Tensor) -> None:
+        """The likeliest tokens and the targets' logprobs of these rows."""
         asked = self._asked
-        rows = slice(start, start + len(logits))
-        logprobs = log_softmax_rows(logits)
-        if asked.topk:
-            ids, values = likeliest_rows(logprobs, asked.topk)
-            self._topk.ids[rows], self._topk.logprobs[rows] = _numpy(ids), _numpy(values)
+        # The prompt's own token comes first: a row without any token is not read.
+        tokens = self._prompt[rows.start + 1 : rows.stop + 1, None]
         if asked.targets is not None:
-            targets = asked.targets[rows]
-            ids = torch.from_numpy(targets.clip(0)).to(logits.device)
-            self._targets[rows] = np.where(targets < 0, 0, _numpy(logprobs.gather(1, ids)))
-        if asked.alternatives:
-            for place, row_logits in enumerate(logits, start):
-                row = Row(row_logits, self._rule.logprob_temperature)
-                drawn = row.draw(self._rule, self._uniforms[place])
-                self._alternatives.tokens[place] = _numpy(drawn)
-                self._alternatives.logprobs[place] = _numpy(row.logprob(drawn))
+            targets = torch.from_numpy(asked.targets[rows]).to(tokens.device)
+            tokens = torch.cat([tokens, targets], dim=1)
+        scores = likeliest(self._base, hidden, tokens, asked.topk)
+        if asked.topk:
+            self._topk.ids[rows] = _numpy(scores.topk_ids)
+            self._topk.logprobs[rows] = _numpy(scores.topk_logprobs)
+        if asked.targets is not None:
+            self._targets[rows] = _numpy(scores.logprob[:, 1:])
+
+    def _draw_alternatives(self, start: int, logits: Tensor) -> None:
+        """The alternatives of the rows from `start` on, of which these are the logits."""
+        for place, row_logits in enumerate(logits, start):
+            row = Row(row_logits, self._rule.logprob_temperature)
+            drawn = row.draw(self._rule, self._uniforms[place])
+            self._alternatives.tokens[place] = _numpy(drawn)
+            self._alternatives.logprobs[place] = _numpy(row.logprob(drawn))
 
     def answers(self) -> PromptAnswers:
         """What was asked, once all states are taken."""

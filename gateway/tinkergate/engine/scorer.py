@@ -21,8 +21,7 @@ from torch import Tensor
 from tinkergate.engine.adapters import Adapters
 from tinkergate.engine.attention import KVCache, PackedPlan
 from tinkergate.engine.base import BaseModel
-from tinkergate.engine.drawing import likeliest_rows, log_softmax_rows
-from tinkergate.engine.reading import STRETCH, read, rows_at_once, token_logprobs
+from tinkergate.engine.reading import STRETCH, likeliest, read, token_logprobs
 from tinkergate.engine.sampling import Likeliest
 from tinkergate.engine.scheduler import Handle, Scheduler
 from tinkergate.errors import GatewayError, cancelled
@@ -210,15 +209,10 @@ class Scorer:
             logprobs = token_logprobs(self._base, hidden, targets, request.temperature)
             call.logprobs[places] = logprobs.cpu().numpy()
             return
-        step = rows_at_once(self._base)
-        for start in range(0, len(places), step):
-            rows = slice(start, start + step)
-            table = log_softmax_rows(self._base.logits(hidden[rows]), request.temperature)
-            chosen = table.gather(1, targets[rows].unsqueeze(1))[:, 0]
-            ids, logprobs = likeliest_rows(table, request.topk)
-            call.logprobs[places[rows]] = chosen.cpu().numpy()
-            call.ids[places[rows]] = ids.cpu().numpy()
-            call.topk[places[rows]] = logprobs.cpu().numpy()
+        scores = likeliest(self._base, hidden, targets[:, None], request.topk, request.temperature)
+        call.logprobs[places] = scores.logprob[:, 0].cpu().numpy()
+        call.ids[places] = scores.topk_ids.cpu().numpy()
+        call.topk[places] = scores.topk_logprobs.cpu().numpy()
 
     def _tensor(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(self._base.device)
