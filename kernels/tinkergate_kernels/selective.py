@@ -14,6 +14,7 @@ once more and makes their gradient from m, log s and what comes from above.
 
 from __future__ import annotations
 
+import importlib
 import math
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -81,11 +82,9 @@ def selective_scores(
     differentiable. A row without a target that counts has log-sum-exp and entropy 0, top-k ids -1
     and top-k logprobs 0."""
     _check(logits, targets, temperature, softcap, bias, topk)
-    if logits.device.type == "cpu":
-        from tinkergate_kernels.cpu import selective as backend
-    else:
-        from tinkergate_kernels.gpu import selective as backend
     options = Options(softcap, entropy, topk, overwrite_logits)
+    room = "cpu" if logits.device.type == "cpu" else "gpu"  # Triton is not there on every machine
+    backend = importlib.import_module(f"tinkergate_kernels.{room}.selective")
     return scores_by(backend, logits, targets, temperature, bias, options)
 
 

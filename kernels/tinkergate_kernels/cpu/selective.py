@@ -1,4 +1,5 @@
-"""The selective log-softmax on a CPU: tiles that stay in the cache, exponentials in base 2.
+"""The selective log-softmax on a CPU: tiles that stay in the cache, exponentials in base 2, one
+thread a core.
 
 Rows go through in tiles of a fixed number, the last one filled up, so that every sum is of one
 shape and a row gives the same bits alone as in any batch.
@@ -13,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tinkergate_kernels.cpu.workers import run_all
 from tinkergate_kernels.packed_order import pack, unpack
 from tinkergate_kernels.selective_results import Sums
 
-ROWS = 16
-COLUMNS = 8192
+ROWS = 4
+COLUMNS = 16384
 _LOG2E = 1 / math.log(2)
 _LOWEST_EXPONENT = -200.0
 """Exponents below count as this, and 2 to this is 0. As a product's factor it is better than
@@ -29,6 +31,8 @@ class _Tile(NamedTuple):
     """[ROWS]: which rows; the last one again where there are no more."""
     real: int
     """How many are different."""
+    place: slice | Tensor
+    """Those: as a slice where they lie side by side, which needs no copy."""
 
 
 def forward(
@@ -52,8 +56,9 @@ def forward(
         topk_ids=targets.new_full((logits.shape[0], topk), -1) if topk else None,
         topk_logprobs=torch.zeros(logits.shape[0], topk) if topk else None,
     )
-    scratch = torch.empty(2, ROWS, min(COLUMNS, vocab))
-    for tile in _tiles(scored):
+
+    def score(tile: _Tile) -> None:
+        scratch = torch.zeros(2 if entropy else 1, ROWS, min(COLUMNS, vocab))
         inverse = _of_rows(inv_temperature, tile.rows)
         scale = inverse * _LOG2E
         # The least float rather than -inf: a tile that is all -inf then gives no NaN.
@@ -61,7 +66,7 @@ def forward(
         total, weighted = torch.zeros(2, ROWS, 1)
         best = targets.new_empty(ROWS, 0)
         for span in _spans(vocab):
-            x = _load(logits, tile.rows, span, bias, softcap, scratch[0])
+            x = _load(logits, tile, span, bias, softcap, scratch[0])
             if topk:
                 best = torch.cat([best, pack(x, span.start)], dim=1)
                 best = best.topk(min(topk, best.shape[1]), dim=1).values
@@ -69,7 +74,8 @@ def forward(
             fall = ((top - higher) * scale).clamp_(min=_LOWEST_EXPONENT)
             keep = fall.exp2()
             exponent = x.sub_(higher).mul_(scale).clamp_(min=_LOWEST_EXPONENT)
-            e = torch.exp2(exponent, out=scratch[1, :, : x.shape[1]])
+            # Over the exponents where they are not needed any more.
+            e = torch.exp2(exponent, out=scratch[-1, :, : x.shape[1]])
             if entropy:
                 spread = exponent.mul_(e).sum(dim=1, keepdim=True)
                 weighted = keep * (weighted + fall * total) + spread
@@ -92,6 +98,8 @@ def forward(
             ids, x = unpack(best)
             sums.topk_ids[rows] = ids[at]
             sums.topk_logprobs[rows] = _logprobs(x, top, inverse, log_total)[at]
+
+    run_all(_tiles(scored), score)
     return sums
 
 
@@ -112,8 +120,9 @@ def backward(
     out[~scored.any(dim=1)] = 0
     maximum, log_total, entropy = statistics
     grad_logprob, grad_logsumexp, grad_entropy = upstream
-    scratch = torch.empty(2, ROWS, min(COLUMNS, vocab))
-    for tile in _tiles(scored):
+
+    def pull(tile: _Tile) -> None:
+        scratch = torch.zeros(2, ROWS, min(COLUMNS, vocab))
         rows = tile.rows
         inverse = _of_rows(inv_temperature, rows)
         share, slope = torch.zeros(2, ROWS, 1)
@@ -128,7 +137,7 @@ def backward(
             slope = slope - grad_entropy[rows, None] / _LOG2E
             share = share + slope * (entropy[rows, None] * _LOG2E)
         for span in _spans(vocab):
-            x = _load(logits, rows, span, bias, None, scratch[0])
+            x = _load(logits, tile, span, bias, None, scratch[0])
             bend = None
             if softcap is not None:
                 bend = _slope_of_tanh(x / softcap)
@@ -147,7 +156,9 @@ def backward(
             dz.mul_(inverse)
             if bend is not None:
                 dz.mul_(bend)
-            out[rows[: tile.real], span] = dz[: tile.real].to(out.dtype)
+            out[tile.place, span] = dz[: tile.real].to(out.dtype)
+
+    run_all(_tiles(scored), pull)
 
 
 def _tiles(scored: Tensor) -> Iterator[_Tile]:
@@ -155,8 +166,9 @@ def _tiles(scored: Tensor) -> Iterator[_Tile]:
     live = scored.any(dim=1).nonzero().squeeze(1)
     for begin in range(0, live.shape[0], ROWS):
         rows = live[begin : begin + ROWS]
-        real = rows.shape[0]
-        yield _Tile(torch.cat([rows, rows[-1:].expand(ROWS - real)]), real)
+        real, first, last = rows.shape[0], int(rows[0]), int(rows[-1])
+        place = slice(first, last + 1) if last - first == real - 1 else rows
+        yield _Tile(torch.cat([rows, rows[-1:].expand(ROWS - real)]), real, place)
 
 
 def _spans(vocab: int) -> Iterator[slice]:
@@ -173,18 +185,16 @@ def _of_rows(inv_temperature: float | Tensor, rows: Tensor) -> Tensor:
 
 def _load(
     logits: Tensor,
-    rows: Tensor,
+    tile: _Tile,
     span: slice,
     bias: Tensor | None,
     softcap: float | None,
     scratch: Tensor,
 ) -> Tensor:
-    """Float32 logits of a tile after bias and softcap, in the scratch memory."""
+    """Float32 logits of a tile after bias and softcap, in the scratch memory. What stands in rows
+    that are not real is of no account."""
     x = scratch[:, : span.stop - span.start]
-    if logits.dtype == torch.float32:
-        torch.index_select(logits[:, span], 0, rows, out=x)
-    else:
-        x.copy_(logits[:, span].index_select(0, rows))
+    x[: tile.real].copy_(logits[tile.place, span])
     return _bent(x, None if bias is None else bias[span], softcap)
 
 
