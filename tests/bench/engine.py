@@ -8,6 +8,8 @@
    many tokens from the same prompts in turn.
 3. Overhead: pipelined steps of a micro model over gRPC, and the same steps by the engine's own
    trainer in this process; what is between them is the gateway's.
+4. Head: the engine's own trainer with the kernels' logprobs, and with logprobs from whole logits
+   (log_softmax and gather), takes the same batches in turn.
 
 Times are of this machine; the ratios are the finding.
 """
@@ -30,8 +32,10 @@ import plain_torch
 import torch
 from micro_model import write_micro_model
 from numpy.typing import NDArray
+from torch import Tensor
 
 import tinkergate_client
+from tinkergate.engine import trainer
 from tinkergate.engine.adapters import Adapters, LoraSpec
 from tinkergate.engine.base import BaseModel
 from tinkergate.engine.model_files import DEFAULT_MODEL, ModelFiles
@@ -82,12 +86,17 @@ def timed(run: Callable[[], int]) -> float:
 
 
 def report(
-    title: str, unit: str, ours: Sequence[float], theirs: Sequence[float], than: str
+    title: str,
+    unit: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    than: str,
+    us: str = "gateway",
 ) -> None:
     """Print both sides' medians, and the ratios of the pairs."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     print(f"\n{title}")
-    print(f"  gateway        {statistics.median(ours):8.1f} {unit}")
+    print(f"  {us:<14} {statistics.median(ours):8.1f} {unit}")
     print(f"  {than:<14} {statistics.median(theirs):8.1f} {unit}")
     middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
     print(f"  ratio          {middle:8.2f} ({low:.2f} to {high:.2f})")
@@ -199,17 +208,67 @@ def bench_overhead(rounds: int, steps: int) -> None:
     print(f"  overhead       {overhead:8.2f} ms an operation (ratio {ours / theirs:.2f})")
 
 
+def whole_logits(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None,
+    lora: tuple[Tensor, Tensor, float] | None,
+) -> Tensor:
+    """What `linear_logprob` computes, as it is computed without it."""
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    if lora is not None:
+        a, b, scale = lora
+        logits = logits + scale * ((hidden @ a.T) @ b.T)
+    return torch.log_softmax(logits, dim=1).gather(1, targets[:, None])[:, 0]
+
+
+def bench_head(folder: Path, rounds: int) -> None:
+    """Training tokens a second with and without the kernels."""
+    base = BaseModel.load(folder)
+    adapters = Adapters(base)
+    adapters.create("alone", LoraSpec(rank=RANK, alpha=32, seed=0))
+    model = Trainer(base, adapters, "alone")
+    batches = uneven_batches(40_000, rounds + 1)
+
+    def step(batch: list[Tokens]) -> int:
+        examples = [Example(tokens[:-1], {"target_tokens": tokens[1:]}) for tokens in batch]
+        for _ in model.forward_backward(examples, "cross_entropy", {}, backward=True):
+            pass
+        model.optim_step(AdamSettings(learning_rate=LEARNING_RATE))
+        return sum(map(len, batch))
+
+    kernels = trainer.linear_logprob
+    ours: list[float] = []
+    theirs: list[float] = []
+    for number, batch in enumerate(batches):
+        pair = []
+        for logprobs in (kernels, whole_logits):
+            trainer.linear_logprob = logprobs  # type: ignore[assignment]
+            pair.append(timed(lambda b=batch: step(b)))
+        if number:
+            ours.append(pair[0])
+            theirs.append(pair[1])
+    trainer.linear_logprob = kernels
+    report("training in this process, by head", "tokens/s", ours, theirs, "whole logits", "kernels")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the embedded engine with plain PyTorch.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200, help="of the micro model, a round")
-    parser.add_argument("--only", choices=["training", "sampling", "overhead"])
+    parser.add_argument("--only", choices=["training", "sampling", "overhead", "head"])
     arguments = parser.parse_args()
     folder = ModelFiles().path(DEFAULT_MODEL)
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.rounds} rounds"
     )
-    if arguments.only != "overhead":
+    if arguments.only in (None, "head"):
+        bench_head(folder, arguments.rounds)
+    if arguments.only not in ("overhead", "head"):
         with (
             tempfile.TemporaryDirectory() as scratch,
             gateway(folder, Path(scratch)) as address,
