@@ -35,29 +35,34 @@ class Card:
     multiprocessors: int
     matrix_rate: float
     """FLOP/s of bf16 and fp16 with float32 sums."""
-    float_rate: float
-    """FLOP/s of float32 outside of the matrix units."""
     clock: float
-    """Hz, at which those rates hold."""
+    """Hz, at which that rate holds."""
+    float_lanes: int
+    """Results of float32 multiply-adds per multiprocessor and clock."""
     lanes: int = 128
     special_lanes: int = 16
     shared_limit: int = 232448
     """Bytes of shared memory that one program can have."""
 
+    @property
+    def float_rate(self) -> float:
+        """FLOP/s of float32 outside of the matrix units."""
+        return 2 * self.float_lanes * self.multiprocessors * self.clock
+
 
 CARDS = {
-    # NVIDIA A100 80GB SXM datasheet: 2039 GB/s, 312 and 19.5 TFLOP/s. GA100 white paper: 108
-    # multiprocessors, 1410 MHz, 163 KiB of shared memory to a block.
-    "sm_80": Card("A100", 2.039e12, 108, 312e12, 19.5e12, 1.41e9, shared_limit=166912),
-    # NVIDIA H100 SXM datasheet: 3.35 TB/s, 989 and 67 TFLOP/s. GH100 white paper: 132
-    # multiprocessors of 4096 FLOP per clock, hence the clock.
-    "sm_90": Card("H100", 3.35e12, 132, 989e12, 67e12, 1.83e9),
-    # NVIDIA DGX B200 datasheet, a card being an eighth of it: 8 TB/s, 2.25 PFLOP/s; 75 TFLOP/s as
-    # in the HGX B200 datasheet; 148 multiprocessors of 8192 FLOP per clock.
-    "sm_100": Card("B200", 8.0e12, 148, 2250e12, 75e12, 1.85e9),
-    # AMD Instinct MI300X datasheet: 5.3 TB/s, 1307.4 and 163.4 TFLOP/s, 304 compute units, 2.1
-    # GHz; 64 KiB of local data share.
-    "gfx942": Card("MI300X", 5.3e12, 304, 1307.4e12, 163.4e12, 2.1e9, 64, 16, shared_limit=65536),
+    # NVIDIA A100 80GB SXM datasheet: 2039 GB/s, 312 TFLOP/s. GA100 white paper: 108
+    # multiprocessors of 64 float32 units, 1410 MHz, 163 KiB of shared memory to a block.
+    "sm_80": Card("A100", 2.039e12, 108, 312e12, 1.41e9, 64, shared_limit=166912),
+    # NVIDIA H100 SXM datasheet: 3.35 TB/s, 989 TFLOP/s. GH100 white paper: 132 multiprocessors of
+    # 4096 FLOP per clock in the matrix units, hence the clock, and 128 float32 units.
+    "sm_90": Card("H100", 3.35e12, 132, 989e12, 1.83e9, 128),
+    # NVIDIA DGX B200 datasheet, a card being an eighth of it: 8 TB/s, 2.25 PFLOP/s; 148
+    # multiprocessors of 8192 FLOP per clock, hence the clock, and 128 float32 units.
+    "sm_100": Card("B200", 8.0e12, 148, 2250e12, 1.85e9, 128),
+    # AMD Instinct MI300X datasheet: 5.3 TB/s, 1307.4 TFLOP/s and 163.4 of float32, which are 128 a
+    # clock for each of 304 compute units; 2.1 GHz; 64 KiB of local data share.
+    "gfx942": Card("MI300X", 5.3e12, 304, 1307.4e12, 2.1e9, 128, lanes=64, shared_limit=65536),
 }
 
 CONTRACTIONS = (576, 4096)

@@ -87,7 +87,7 @@ def reading(configuration: Shipped, compiled: Compiled) -> Reading:
     return Reading(
         configuration=configuration,
         target=compiled.target,
-        code=machine_code.read(compiled, in_loop=tiles.main_loop() is not None),
+        code=machine_code.read(compiled, tiles),
         tiles=tiles,
         threads=compiled.threads,
         narrow=tuple(narrow),

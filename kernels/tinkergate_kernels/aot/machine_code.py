@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tinkergate_kernels.aot.compiling import Compiled
 from tinkergate_kernels.aot.control_flow import Instruction, Loop, loops
+from tinkergate_kernels.aot.tile_code import TileCode
 
 _SASS = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+((?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)[^;]*);")
 _SASS_JUMP = re.compile(r"`\((\.L\w+)\)")
@@ -18,6 +19,7 @@ _NVIDIA_TENSOR = {"sm_80": "HMMA", "sm_90": "HGMMA|QGMMA", "sm_100": "UTC[A-Z]*M
 _TENSOR = {**_NVIDIA_TENSOR, "gfx942": "v_mfma"}
 _ATOMIC = re.compile(r"(ATOM|ATOMG|RED|REDG|UTMAREDG|UBLKRED)(\.|$)|(global|flat|buffer)_atomic")
 _SPECIAL = re.compile(r"MUFU|v_(exp|log|rcp|rsq|sqrt|sin|cos)_")
+_MULTIPLY_ADD = re.compile(r"FFMA|v_(pk_)?fma")
 _SPILL = re.compile(r"(LDL|STL)(\.|$)")
 _GCN_BITS = {"byte": 8, "ubyte": 8, "sbyte": 8, "short": 16, "ushort": 16, "sshort": 16}
 
@@ -34,14 +36,16 @@ class GlobalAccess:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the main loop in the machine code, of one thread. A compiler may have made
-    several turns of the source into one."""
+    """One turn of the main loop in the machine code, of one thread, without loops inside it. A
+    compiler may have made several turns of the source into one."""
 
     instructions: int
     """That take a slot of the issuing unit; on AMD those of the vector unit."""
     special: int
     """exp2, log2, reciprocals and the like."""
     tensor: int
+    multiply_adds: int
+    """Of float32, outside of the tensor cores."""
     bytes_loaded: int
 
 
@@ -72,19 +76,26 @@ class MachineCode:
     has_loop: bool
 
 
-def read(compiled: Compiled, in_loop: bool) -> MachineCode:
-    """Read the assembly of one compiled configuration. `in_loop` says whether its main work is in
-    a loop, and not in the code outside of loops."""
+def read(compiled: Compiled, tiles: TileCode) -> MachineCode:
+    """Read the assembly of one compiled configuration. `tiles` says whether its main work is in a
+    loop, and whether that is products of matrices or loading."""
     nvidia = compiled.target.startswith("sm_")
     program = _sass(compiled.assembly) if nvidia else _gcn(compiled.assembly)
     tensor = re.compile(_TENSOR[compiled.target])
     everything = range(len(program))
-    found = _worth(program, loops(program)) if in_loop else []
+    main = tiles.main_loop()
+    products = bool(tiles.flops(main))
+    found = _worth(program, loops(program), products) if main is not None else []
     candidates = [_turn(program, loop.own, tensor) for loop in found]
     whole = _turn(program, everything, tensor)
     turn = max(
         candidates,
-        key=lambda t: (t.tensor, t.bytes_loaded, t.special, t.instructions),
+        key=lambda t: (
+            (t.tensor, t.multiply_adds) if products else (),
+            t.bytes_loaded,
+            t.special,
+            t.instructions,
+        ),
         default=whole,
     )
     if nvidia:
@@ -114,11 +125,13 @@ def read(compiled: Compiled, in_loop: bool) -> MachineCode:
     )
 
 
-def _worth(program: Sequence[Instruction], found: list[Loop]) -> list[Loop]:
-    """The innermost of the loops that are more than waiting: those that load, or compute on
-    floats."""
+def _worth(program: Sequence[Instruction], found: list[Loop], products: bool) -> list[Loop]:
+    """The loops that are more than waiting: those that load, or compute on floats. Of products of
+    matrices the innermost: a compiler puts first and last turns of those into the loop around."""
     work = re.compile(r"LD|UTMALDG|F|HFMA|MUFU|HMMA|HGMMA|QGMMA|UTC|global_|buffer_|ds_|v_\w+_f")
     busy = [loop for loop in found if any(work.match(program[n].opcode) for n in loop.own)]
+    if not products:
+        return busy
     return [loop for loop in busy if not any(other.body < loop.body for other in busy)]
 
 
@@ -131,6 +144,7 @@ def _turn(
         instructions=sum(1 for x in inside if _is_issued(x.opcode)),
         special=sum(1 for x in inside if _SPECIAL.match(x.opcode)),
         tensor=sum(1 for x in inside if tensor.match(x.opcode)),
+        multiply_adds=sum(1 for x in inside if _MULTIPLY_ADD.match(x.opcode)),
         bytes_loaded=sum(a.bits for a in accesses if a.kind == "load") // 8,
     )
 

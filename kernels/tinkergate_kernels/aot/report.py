@@ -39,7 +39,9 @@ anew, and fails if a configuration breaks a rule of `tinkergate_kernels/aot/gate
 - **Share of the limit, at best**: the cost model of `aot/cost_model.py` for {cards}. 100 % says
   that neither issuing instructions nor special functions take longer than the limit; in brackets,
   how much of the limit's time each takes. The model knows no caches, shared memory or latency: it
-  is a bound, not a forecast. Products of matrices are told for sums of {contractions} terms.
+  is a bound, not a forecast. Products of matrices are told for sums of {contractions} terms. Of a
+  kernel without a main loop the whole program counts, the code for tails and for ignored rows too,
+  which no one tile runs through: there the model says too little.
 """
 
 

@@ -82,14 +82,11 @@ class TileCode:
         ]
 
     def main_loop(self) -> int | None:
-        """The innermost loop with the most products, then the most bytes; None, which is the code
-        outside of loops, if there is more of that there."""
+        """The loop with the most products, then the most bytes, without those of loops inside;
+        None, which is the code outside of loops, if there is more of that there."""
         inside = {a.loop for a in self.accesses} | {p.loop for p in self.products}
         loops = sorted(loop for loop in inside if loop is not None)
-        return max(
-            [*(loop for loop in loops if loop not in self.outer_loops), None],
-            key=lambda loop: (self.flops(loop), self._bytes(loop, ("load",))),
-        )
+        return max([*loops, None], key=lambda loop: (self.flops(loop), self.bytes_loaded(loop)))
 
     def flops(self, loop: int | None) -> int:
         """Of the products in a turn of the loop."""

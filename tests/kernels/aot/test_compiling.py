@@ -76,7 +76,7 @@ def test_the_versions_of_the_tools_are_told() -> None:
 def test_predictions_follow_the_figures_of_the_card() -> None:
     compiled = compiling.compile_for(DOUBLE, "sm_90")
     tiles = tile_code.read(compiled.tile_code)
-    code = machine_code.read(compiled, in_loop=tiles.main_loop() is not None)
+    code = machine_code.read(compiled, tiles)
     share = cost_model.predict("sm_90", code, tiles, compiled.threads)
     assert share is not None
     assert share.limit == "memory"
