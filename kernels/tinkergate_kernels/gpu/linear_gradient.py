@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinkergate_kernels.arguments import Lora
 from tinkergate_kernels.gpu.linear_chunks import CHUNK, CHUNK_BYTES, Chunks, chunks
-from tinkergate_kernels.gpu.linear_operands import Operands, operands, projected
+from tinkergate_kernels.gpu.linear_operands import Operands, operands, parts_of, projected
 from tinkergate_kernels.gpu.linear_partials import live_rows, local_targets, placed
 from tinkergate_kernels.gpu.linear_product import add_product
 from tinkergate_kernels.gpu.linear_recompute import logit_gradients
@@ -110,26 +110,31 @@ class _Sums:
         self.hidden = zeros(needs.hidden, *hidden.shape)
         self.weight = zeros(needs.weight, *weight.shape)
         self.bias = zeros(needs.bias, weight.shape[0])
-        self.a = self.b = self._low = self.pull = self.table = None
+        self.a = self.b = self.pull = None
+        # What is small is taken in two parts, so that only the logits' gradients are rounded.
+        self._low: list[Tensor] = []
+        self._table: list[Tensor] = []
         if lora is not None:
             rank = lora.a.shape[0]
             self.a = zeros(needs.a, *lora.a.shape)
             self.b = zeros(needs.b, *lora.b.shape)
             self.pull = zeros(needs.hidden or needs.a, hidden.shape[0], rank)
-            self.table = lora.b.to(hidden.dtype)
+            self._table = parts_of(lora.b, hidden.dtype, 2)
             if needs.b:
-                self._low = projected(hidden, lora).to(hidden.dtype)
+                self._low = parts_of(projected(hidden, lora), hidden.dtype, 2)
 
     def add(self, chunk: Tensor, given: Operands, block: slice, span: slice) -> None:
         """Take in dx [rows of the block, tokens of the span]."""
         if self.hidden is not None:
             add_product(self.hidden[block], chunk, given.weight[span])
-        if self.pull is not None and self.table is not None:
-            add_product(self.pull[block], chunk, self.table[span])
+        if self.pull is not None:
+            for table in self._table:
+                add_product(self.pull[block], chunk, table[span])
         if self.weight is not None:
             add_product(self.weight[span], chunk, given.hidden, transposed=True)
-        if self.b is not None and self._low is not None:
-            add_product(self.b[span], chunk, self._low[block], transposed=True)
+        if self.b is not None:
+            for low in self._low:
+                add_product(self.b[span], chunk, low[block], transposed=True)
         if self.bias is not None:
             filled = chunk[: block.stop - block.start, : span.stop - span.start]
             self.bias[span] += filled.sum(dim=0, dtype=torch.float32)

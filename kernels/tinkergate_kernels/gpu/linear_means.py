@@ -16,7 +16,7 @@ from tinkergate_kernels.gpu.linear_direction import (
     probability_chunk,
     target_logits,
 )
-from tinkergate_kernels.gpu.linear_operands import Operands, operands
+from tinkergate_kernels.gpu.linear_operands import Operands, operands, parts_of
 from tinkergate_kernels.gpu.linear_partials import live_rows, local_targets, placed
 from tinkergate_kernels.gpu.linear_product import add_product
 
@@ -68,7 +68,8 @@ def direction(
             x.index_select(0, places) for x in (hidden, targets, inv_temperature)
         )
     given = operands(hidden, weight, bias, lora)
-    b = None if lora is None else lora.b.to(given.hidden.dtype)
+    # What is small is taken in two parts, so that only the probabilities are rounded.
+    b = [] if lora is None else parts_of(lora.b, given.hidden.dtype, 2)
     inverse = inv_temperature.contiguous()
     local = local_targets(targets, 0, weight.shape[0])
     found = _empty(local, given, b)
@@ -85,7 +86,7 @@ def direction(
 
 def _of_block(
     given: Operands,
-    b: Tensor | None,
+    b: list[Tensor],
     inverse: Tensor,
     local: Tensor,
     found: Direction,
@@ -136,7 +137,7 @@ def _of_block(
 
 def _pass(
     given: Operands,
-    b: Tensor | None,
+    b: list[Tensor],
     inverse: Tensor,
     local: Tensor,
     found: Direction,
@@ -174,9 +175,12 @@ def _pass(
             **given.constants(),
         )
         first = span.start == 0
-        for mean, table in ((found.mean_w, given.weight), (found.mean_b, b)):
-            if mean is not None and table is not None:
-                add_product(mean, plan.memory, table[span], decay=decay, fresh=first)
+        weight = given.weight[span]
+        add_product(found.mean_w, plan.memory, weight, decay=decay, fresh=first)
+        for i, part in enumerate(b):
+            assert found.mean_b is not None
+            once, start = (decay, first) if i == 0 else (None, False)
+            add_product(found.mean_b, plan.memory, part[span], decay=once, fresh=start)
         advance[(triton.cdiv(count, _ROWS),)](
             *parts,
             inverse,
@@ -199,7 +203,7 @@ def _pass(
     return sums, weights
 
 
-def _empty(local: Tensor, given: Operands, b: Tensor | None) -> Direction:
+def _empty(local: Tensor, given: Operands, b: list[Tensor]) -> Direction:
     rows, k = local.shape
     like = torch.zeros if not k else torch.empty
 
@@ -211,5 +215,5 @@ def _empty(local: Tensor, given: Operands, b: Tensor | None) -> Direction:
         new(rows),
         new(rows),
         new(rows, given.weight.shape[1]),
-        None if b is None else new(rows, b.shape[1]),
+        new(rows, b[0].shape[1]) if b else None,
     )

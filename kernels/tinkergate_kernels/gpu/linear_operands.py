@@ -132,7 +132,7 @@ def low_rank_columns(
     ones before it leave. Of the products of such parts those below the third order are left out.
     C is a multiple of `depth`.
     """
-    lows, bs = _parts(low, dtype), _parts(b, dtype)
+    lows, bs = parts_of(low, dtype), parts_of(b, dtype)
     pairs = [(x, y) for i, x in enumerate(lows) for j, y in enumerate(bs) if i + j < 3]
     width = sum(x.shape[1] for x, _ in pairs)
     padded = -(-width // depth) * depth
@@ -142,12 +142,13 @@ def low_rank_columns(
     )
 
 
-def _parts(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def parts_of(x: Tensor, dtype: torch.dtype, count: int = 3) -> list[Tensor]:
+    """At most `count` tensors of `dtype` whose sum is x, as nearly as they can be."""
     parts = [x.to(dtype)]
     if dtype == torch.float32 or x.dtype == dtype:
         return parts
     rest = x.float()
-    for _ in range(2):
+    for _ in range(count - 1):
         rest = rest - parts[-1].float()
         parts.append(rest.to(dtype))
     return parts

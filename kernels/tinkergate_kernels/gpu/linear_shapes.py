@@ -40,9 +40,10 @@ FLOAT = {"sm_80": _FLOAT32, "sm_90": _FLOAT32, "sm_100": _FLOAT32, "gfx942": _MI
 
 
 def target_of(device: torch.device) -> str:
-    """Whose shapes a device takes. The interpreter on a CPU takes those with the
-    fewest steps."""
-    if device.type != "cuda" or torch.version.hip is not None:
+    """Whose shapes a device takes. The interpreter on a CPU takes those of sm_80."""
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip is not None:
         return "gfx942"
     major = torch.cuda.get_device_capability(device)[0]
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")

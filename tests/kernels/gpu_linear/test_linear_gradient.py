@@ -17,7 +17,7 @@ from tinkergate_kernels.gpu import linear, linear_shapes
 from tinkergate_kernels.gpu.linear import Gradients, Needs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CHUNK = 256
+CHUNK = 128
 RULES = {"inplace": ("out",), "reused": ("out", "chunk"), "partly": ("chunk",)}
 
 
@@ -60,10 +60,15 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_gradient(options: dict[str, Any], dtype: torch.dtype) -> None:
-    case = make_case(33, 72, 504, dtype=dtype, **options)
+    case = make_case(33, 72, 300, dtype=dtype, **options)
+    assert_agrees(run(case), case)
+
+
+def test_float16() -> None:
+    case = make_case(33, 24, 200, dtype=torch.float16, **OPTIONS[-1])
     assert_agrees(run(case), case)
 
 
@@ -75,7 +80,7 @@ def test_small_shapes(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_more_rows_than_a_block(dtype: torch.dtype) -> None:
-    case = make_case(131, 140, 300, dtype=dtype, k=2, rank=3, bias=True, ignored=True)
+    case = make_case(131, 140, 200, dtype=dtype, k=2, rank=3, bias=True, ignored=True)
     whole, blocks = run(case), run(case, chunk_bytes=1)
     assert_agrees(whole, case)
     assert_agrees(blocks, case)
@@ -169,7 +174,7 @@ def test_small_upstream_gradients_in_float16() -> None:
 
 
 def test_order_of_programs_and_writes() -> None:
-    case = make_case(70, 40, 400, dtype=torch.bfloat16, k=3, rank=2, bias=True, ignored=True)
+    case = make_case(70, 40, 300, dtype=torch.bfloat16, k=3, rank=2, bias=True, ignored=True)
 
     def fields() -> list[Tensor]:
         return [field for field in run(case) if field is not None]
@@ -177,10 +182,10 @@ def test_order_of_programs_and_writes() -> None:
     assert len(same_in_any_order(fields, seeds=(1,), **RULES)) == 5
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_the_shapes_of_other_targets(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_shapes, "target_of", lambda device: target)
-    case = make_case(140, 64, 400, dtype=torch.bfloat16, k=2, rank=3, bias=True, ignored=True)
+    case = make_case(140, 64, 200, dtype=torch.bfloat16, k=2, rank=3, bias=True, ignored=True)
     assert_agrees(run(case), case)
 
 

@@ -45,7 +45,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("shape", [(3, 5, 11), (33, 72, 504)])
+@pytest.mark.parametrize("shape", [(3, 5, 11), (33, 72, 300)])
 def test_values(shape: tuple[int, int, int], options: dict[str, Any], dtype: torch.dtype) -> None:
     case = make_case(*shape, dtype=dtype, **options)
     assert_agrees(linear.merge(run(case)), case)
@@ -204,7 +204,7 @@ def test_rows_beyond_two_to_the_31(far: str) -> None:
         assert same_bits(x, y)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_the_shapes_of_other_targets(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_shapes, "target_of", lambda device: target)
     case = make_case(140, 64, 400, dtype=torch.bfloat16, k=2, rank=3, bias=True, ignored=True)
