@@ -1,7 +1,7 @@
 """Launches of the selective log-softmax, and the configurations that it ships.
 
 One program takes one row in tiles of 8192 logits, or of 2048 where the largest are kept too; the
-backward takes one tile of 4096 with each program. Whatever a row is a batch with, it goes through
+backward takes one tile of 8192 with each program. Whatever a row is a batch with, it goes through
 the same steps. Results are the same bits each time.
 """
 
@@ -27,7 +27,7 @@ MOST_KEPT = 64
 logits again, a few hundred megabytes at a time."""
 LANES = 256
 """Threads of a program. Each has its own running sums, which meet after the last tile only."""
-BACKWARD_TILE = 4096
+BACKWARD_TILE = 8192
 _FALLBACK_LOGITS = 1 << 24
 
 
@@ -228,7 +228,8 @@ def _shipped_forward(name: str, dtype: torch.dtype, kept: int, **features: bool)
         {"stride": "i32", "vocab": "i32", "topk": "i32"},
         {**tile, "TARGETS": 1, **options},
         ("stride",),
-        elements=tile["U"] * tile["LANES"] * tile["VEC"],
+        # With the largest kept, how often the inner loop turns depends on the logits.
+        elements=0 if kept else tile["U"] * tile["LANES"] * tile["VEC"],
         bounds=Bounds(
             instructions_per_element=10.0 if lean else None,
             special_functions_per_element=1.1 if lean else None,

@@ -66,6 +66,9 @@ def selective_backward_kernel(
         # Of log p in base 2; the constant part goes with the share.
         share += slope * (tl.load(entropy + row) * LOG2E)
 
+    # The temperature's part in the gradient goes with the numbers of the row.
+    share *= inv_temperature
+    slope *= inv_temperature
     # Places in the tile, of 32 bits: those in the row would need as many registers as the logits.
     at = tl.arange(0, TILE)
     room = (vocab - start).to(tl.int32)
@@ -159,7 +162,9 @@ def _logits_gradient(
     if SOFTCAP:
         bent, slope_of_bend = tanh(x * inv_softcap)
         x = softcap * bent
-    log_p = tl.maximum((x - top) * (inv_temperature * LOG2E) - log_sum, LOWEST_EXPONENT)
+    log_p = (x - top) * (inv_temperature * LOG2E) - log_sum
+    if ENTROPY:
+        log_p = tl.maximum(log_p, LOWEST_EXPONENT)
     p = tl.exp2(log_p)
     dz = p * (share + slope * log_p) if ENTROPY else p * share
     if LOGPROB:
@@ -170,10 +175,9 @@ def _logits_gradient(
             if tl.max(here.to(tl.int32), 0) > 0:
                 for place in range(first, tl.minimum(first + TARGETS, count)):
                     hit = tl.load(targets + row * count + place) - start
-                    upstream = tl.load(grad_logprob + row * count + place)
+                    upstream = tl.load(grad_logprob + row * count + place) * inv_temperature
                     if (hit >= 0) & (hit < tl.minimum(room, TILE)):
                         dz += tl.where(at == hit.to(tl.int32), upstream, 0.0)
-    dz *= inv_temperature
     if SOFTCAP:
         dz *= slope_of_bend
     return dz
