@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tinkergate_kernels import Lora, linear_logprob, linear_scores
+from tinkergate_kernels import (
+    Lora,
+    concatenated,
+    linear_logprob,
+    linear_partials,
+    linear_scores,
+    merge,
+)
 from tinkergate_kernels.reference.linear import linear_logits
 from tinkergate_kernels.selftest.checks import (
     BARS,
@@ -55,6 +63,7 @@ def cases() -> Iterator[Case]:
             name = f"linear {dtype}, {shape.name}"
             yield Case(name, partial(_compared, shape, dtype))
         yield Case(f"linear {dtype}, rows alone and together", partial(_batches, dtype))
+        yield Case(f"linear {dtype}, parts of the vocabulary", partial(_parts, dtype))
     yield Case("linear, rows that are ignored", _ignored)
 
 
@@ -167,6 +176,42 @@ def _batches(dtype: str, device: torch.device) -> Iterator[Measure]:
             )
             told = f"logprobs of {count} rows that change with 500 beside them"
             yield Measure(told, different(part, whole[:count]), 0.0)
+
+
+def _parts(dtype: str, device: torch.device) -> Iterator[Measure]:
+    own = _Inputs(_Shape("", softcap=20.0), dtype, device)
+    scored = linear_scores(
+        own.hidden,
+        own.weight,
+        own.targets,
+        temperature=own.temperature,
+        softcap=own.softcap,
+        entropy=True,
+    )
+    found: list[Tensor] = []
+    for cuts in ([0, 5003], [0, 2048, 5003], [0, 1024, 2048, 4096, 5003]):
+        partials = [
+            linear_partials(
+                own.hidden,
+                own.weight[start:end],
+                own.targets,
+                vocab_start=start,
+                vocab_total=5003,
+                temperature=own.temperature,
+                softcap=own.softcap,
+                split=1024,
+            )
+            for start, end in itertools.pairwise(cuts)
+        ]
+        merged = merge(concatenated(partials))
+        together = torch.cat([merged.logprob[:, 0], merged.logsumexp, merged.entropy])
+        told = f"scores of {len(partials)} parts"
+        assert scored.entropy is not None
+        whole = torch.cat([scored.logprob, scored.logsumexp, scored.entropy]).double().cpu()
+        yield Measure(told, absolute(together, whole), BARS[dtype].score)
+        found.append(together)
+    for other in found[1:]:
+        yield Measure("scores that the number of parts changes", different(other, found[0]), 0.0)
 
 
 def _ignored(device: torch.device) -> Iterator[Measure]:
