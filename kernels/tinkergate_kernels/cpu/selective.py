@@ -73,7 +73,9 @@ def forward(
             higher = torch.maximum(top, x.amax(dim=1, keepdim=True))
             fall = ((top - higher) * scale).clamp_(min=_LOWEST_EXPONENT)
             keep = fall.exp2()
-            exponent = x.sub_(higher).mul_(scale).clamp_(min=_LOWEST_EXPONENT)
+            exponent = x.sub_(higher).mul_(scale)
+            if entropy:
+                exponent.clamp_(min=_LOWEST_EXPONENT)
             # Over the exponents where they are not needed any more.
             e = torch.exp2(exponent, out=scratch[-1, :, : x.shape[1]])
             if entropy:
@@ -136,6 +138,9 @@ def backward(
             # Of log p in base 2; the constant part goes with the share.
             slope = slope - grad_entropy[rows, None] / _LOG2E
             share = share + slope * (entropy[rows, None] * _LOG2E)
+        # The temperature's part in the gradient goes with the numbers of the row.
+        share, slope = share * inverse, slope * inverse
+        picked = None if picked is None else picked * inverse
         for span in _spans(vocab):
             x = _load(logits, tile, span, bias, None, scratch[0])
             bend = None
@@ -143,7 +148,8 @@ def backward(
                 bend = _slope_of_tanh(x / softcap)
                 x = _bent(x, None, softcap)
             log_p = x.sub_(maximum[rows, None]).mul_(inverse * _LOG2E).sub_(log_total[rows, None])
-            log_p.clamp_(min=_LOWEST_EXPONENT)
+            if grad_entropy is not None:
+                log_p.clamp_(min=_LOWEST_EXPONENT)
             p = torch.exp2(log_p, out=scratch[1, :, : x.shape[1]])
             if grad_entropy is not None:
                 dz = log_p.mul_(slope).add_(share).mul_(p)
@@ -153,7 +159,6 @@ def backward(
                 local = targets[rows] - span.start
                 here = (local >= 0) & (local < x.shape[1])
                 dz.scatter_add_(1, local.clamp(0, x.shape[1] - 1), torch.where(here, picked, 0.0))
-            dz.mul_(inverse)
             if bend is not None:
                 dz.mul_(bend)
             out[tile.place, span] = dz[: tile.real].to(out.dtype)
