@@ -13,15 +13,19 @@ from tinkergate_kernels.linear import (
     linear_scores,
 )
 from tinkergate_kernels.partials import Merged, Partials, concatenated, merge
+from tinkergate_kernels.selective import SelectiveScores, selective_logprob, selective_scores
 
 __all__ = [
     "LinearScores",
     "Lora",
     "Merged",
     "Partials",
+    "SelectiveScores",
     "concatenated",
     "linear_logprob",
     "linear_partials",
     "linear_scores",
     "merge",
+    "selective_logprob",
+    "selective_scores",
 ]
