@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,12 +12,13 @@ from torch import Tensor
 from tinkergate_kernels.bench import rivals
 from tinkergate_kernels.bench.rivals import Way
 from tinkergate_kernels.bench.timing import Call
-from tinkergate_kernels.linear import linear_logprob
+from tinkergate_kernels.linear import linear_logprob, linear_scores
 from tinkergate_kernels.losses import evaluate
 from tinkergate_kernels.reference.losses import losses
 from tinkergate_kernels.selective import selective_logprob
 
 OURS = "ours"
+TOP = 8
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ def tasks(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Ta
         flops=2 * product,
     )
 
+    def scores() -> object:
+        return linear_scores(hidden, weight, targets, entropy=True, topk=TOP)
+
+    yield Task(
+        f"linear_scores, entropy and top-{TOP}",
+        {OURS: scores, "plain": partial(_plain_scores, hidden, weight, targets)},
+        flops=product,
+    )
+
     logits = hidden @ weight.T
     size = float(logits.numel() * logits.element_size())
     ways = {OURS: selective_logprob, **rivals.from_logits()}
@@ -79,6 +90,13 @@ def tasks(shape: Shape, dtype: torch.dtype, device: torch.device) -> Iterator[Ta
     )
     if dtype == torch.float32:
         yield _loss(64 * shape.rows, draw, device)
+
+
+@torch.no_grad()
+def _plain_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> object:
+    logprobs = torch.log_softmax(hidden @ weight.T, dim=1)
+    entropy = -(logprobs.exp() * logprobs).sum(dim=1)
+    return logprobs.gather(1, targets[:, None]), entropy, logprobs.topk(TOP, dim=1)
 
 
 def _loss(tokens: int, draw: torch.Generator, device: torch.device) -> Task:

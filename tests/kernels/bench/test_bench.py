@@ -28,9 +28,9 @@ def test_every_public_function_is_timed_beside_its_rivals(
     assert told["shape"] == {"rows": 16, "width": 8, "vocab": 64}
     assert told["device"].startswith("the CPU path")
     results: list[dict[str, Any]] = told["results"]
-    assert [result["dtype"] for result in results] == 5 * ["fp32"] + 4 * ["bf16"]
+    assert [result["dtype"] for result in results] == 6 * ["fp32"] + 5 * ["bf16"]
     names = " ".join(result["task"] for result in results)
-    for function in ("linear_logprob", "selective_logprob", "losses.evaluate"):
+    for function in ("linear_logprob", "linear_scores", "selective_logprob", "losses.evaluate"):
         assert function in names
     for result in results:
         assert result["broken"] == {}
@@ -64,6 +64,11 @@ def test_the_rivals_compute_the_same() -> None:
     hidden, weight = torch.randn(9, 8, generator=draw), torch.randn(30, 8, generator=draw)
     targets = torch.randint(0, 30, (9,), generator=draw)
     wanted = tasks.linear_logprob(hidden, weight, targets)
+    logprobs, entropy, best = tasks._plain_scores(hidden, weight, targets)
+    scores = tasks.linear_scores(hidden, weight, targets, entropy=True, topk=tasks.TOP)
+    torch.testing.assert_close(logprobs[:, 0], wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(entropy, scores.entropy, rtol=0, atol=1e-5)
+    torch.testing.assert_close(best.values, scores.topk_logprobs, rtol=0, atol=1e-5)
     for name in ("log_softmax + gather", "F.cross_entropy"):
         found = rivals.from_states(device)[name](hidden, weight, targets)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
