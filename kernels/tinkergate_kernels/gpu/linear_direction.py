@@ -283,4 +283,54 @@ def _shipped() -> list[Shipped]:
     ]
 
 
-SHIPPED: tuple[Shipped, ...] = tuple(_shipped())
+def _shipped_beside() -> list[Shipped]:
+    def floats(*names: str) -> dict[str, str]:
+        return dict.fromkeys(names, "*fp32")
+
+    inputs = floats("maximum", "total", "weighted", "inv_temperature")
+    state = floats("reference_so_far", "sums", "weights", "decay")
+    ends = floats("reference", "target", "logprob", "logsumexp", "entropy")
+    matrices = dict.fromkeys(("hidden", "weight", "low", "b"), "*bf16")
+    return [
+        Shipped(
+            name="linear_advance",
+            kernel=advance,
+            signature={
+                **inputs,
+                **state,
+                "exceeded": "*i32",
+                "N": "i32",
+                "tiles": "i32",
+                "limit": "fp32",
+            },
+            constants={"LAGGED": True, "ROWS": 128},
+            divisible_by_16=(*inputs, *state, "exceeded"),
+        ),
+        Shipped(
+            name="linear_finish",
+            kernel=finish,
+            signature={
+                **ends,
+                **floats("sums", "weights", "inv_temperature"),
+                "N": "i32",
+                "K": "i32",
+            },
+            constants={"ROWS": 128},
+            divisible_by_16=tuple(ends),
+        ),
+        Shipped(
+            name="linear_target_logits bf16",
+            kernel=target_logits,
+            signature={
+                **matrices,
+                **floats("bias", "reference"),
+                **dict.fromkeys((*LAYOUT, "K"), "i32"),
+                "targets": "*i32",
+            },
+            constants={"LORA": True, "BIAS": False, "BLOCK": 512, "K_BLOCK": 1},
+            divisible_by_16=(*matrices, *LAYOUT),
+        ),
+    ]
+
+
+SHIPPED: tuple[Shipped, ...] = (*_shipped(), *_shipped_beside())
