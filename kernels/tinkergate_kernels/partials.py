@@ -28,7 +28,8 @@ class Partials(NamedTuple):
     weighted: Tensor
     """[S, N]: sum of exp(z - maximum) (z - maximum), for the entropy."""
     target: Tensor
-    """[S, N, K]: z at the target if it lies in the split, else -inf."""
+    """[S, N, K]: z at the target if it lies in the split, the least float standing for -inf; else
+    -inf."""
 
 
 class Merged(NamedTuple):
@@ -49,9 +50,8 @@ def concatenated(parts: Sequence[Partials]) -> Partials:
     return Partials(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
-def merge(partials: Partials, scored: Tensor | None = None) -> Merged:
-    """Merge splits, first to last. `scored` is bool [N, K]: which targets are tokens of the whole
-    vocabulary; without it those count whose z is above -inf in some split."""
+def merge(partials: Partials) -> Merged:
+    """Merge splits, first to last."""
     maximum, total, weighted, target = (field[0] for field in partials)
     for m, t, w, picked in zip(*(field[1:] for field in partials), strict=True):
         top = torch.maximum(maximum, m)
@@ -63,9 +63,10 @@ def merge(partials: Partials, scored: Tensor | None = None) -> Merged:
         total = old * total + new * t
         maximum = top
         target = torch.maximum(target, picked)
-    if scored is None:
-        scored = target > float("-inf")
-    read = scored.any(dim=1) & (total > 0)
+    scored = target != float("-inf")
+    target = torch.where(target == torch.finfo(torch.float32).min, float("-inf"), target)
+    # Not `total > 0`: a total that is no number is to show.
+    read = scored.any(dim=1) & (total != 0)
     log_total = torch.where(read, total, 1.0).log()
     # (z - max) - log(total) rather than z - (max + log(total)): the large terms cancel first.
     logprob = (target - maximum[:, None]) - log_total[:, None]

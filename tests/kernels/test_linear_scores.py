@@ -155,8 +155,7 @@ def test_parts_of_the_vocabulary_merge_to_the_same_bits(
     arguments = case(90, 16, vocab, **variant)
     arguments["targets"][7, 0] = -100
     arguments["targets"][8] = vocab
-    inside = (arguments["targets"] >= 0) & (arguments["targets"] < vocab)
-    whole = merge(linear_partials(**arguments, split=split), inside)
+    whole = merge(linear_partials(**arguments, split=split))
     step = -(-vocab // (parts * split)) * split
     pieces = []
     for start in range(0, vocab, step):
@@ -169,7 +168,7 @@ def test_parts_of_the_vocabulary_merge_to_the_same_bits(
             a, b, scale = mine["lora"]
             mine["lora"] = (a, b[span], scale)
         pieces.append(linear_partials(**mine, vocab_start=start, vocab_total=vocab, split=split))
-    found = merge(concatenated(pieces), inside)
+    found = merge(concatenated(pieces))
     for ours, theirs in zip(found, whole, strict=True):
         assert torch.equal(ours, theirs)
     scores = linear_scores(**arguments, entropy=True)
@@ -177,6 +176,17 @@ def test_parts_of_the_vocabulary_merge_to_the_same_bits(
     assert (found.logsumexp - scores.logsumexp).abs().max() <= 1e-5
     assert scores.entropy is not None
     assert (found.entropy - scores.entropy).abs().max() <= 1e-5
+
+
+def test_parts_know_forbidden_tokens_from_those_of_other_parts() -> None:
+    bias = torch.full((600,), -torch.inf)
+    bias[100:103] = 0
+    arguments = case(4, 4, 600, bias=bias)
+    arguments["targets"][:, 0], arguments["targets"][:, 1] = 101, 5
+    arguments["targets"][3] = 600
+    found = merge(linear_partials(**arguments, split=150, vocab_total=600))
+    assert found.logprob.equal(linear_logprob(**arguments))
+    assert (found.logprob[:3, 1] == -torch.inf).all()
 
 
 @pytest.mark.parametrize(

@@ -162,11 +162,15 @@ def partials_of(
     parts, *_ = parts_of(head, hidden, targets, inverse_temperature, wanted, splits)
     assert parts.weighted is not None
     least = torch.finfo(torch.float32).min
+    picked = parts.picked * inverse_temperature[:, None]
+    for number, tokens in enumerate(splits):
+        there = (targets >= tokens.start) & (targets < tokens.stop)
+        picked[number].masked_fill_(there & (picked[number] == float("-inf")), least)
     return Partials(
         (parts.maximum * inverse_temperature).clamp_(min=least),
         parts.total,
         parts.weighted * LN_2,
-        parts.picked * inverse_temperature[:, None],
+        picked,
     )
 
 

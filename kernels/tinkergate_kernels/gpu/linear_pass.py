@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tinkergate_kernels.gpu import linear
-from tinkergate_kernels.partials import merge
 from tinkergate_kernels.passes import Gradients, Needs, Rows, Scores, through_means
 
 
@@ -91,7 +90,7 @@ class GpuPass:
             inv_temperature=rows.inverse_temperature,
             softcap=rows.softcap,
         )
-        found = merge(sums, rows.inside)
+        found = linear.merge(sums)
         logprobs = (top.z - found.logsumexp[:, None]).clamp_(max=0)
         return Scores(
             found.logprob,
