@@ -146,6 +146,27 @@ def test_a_row_is_the_same_to_the_bit_alone_and_in_any_batch(
             assert torch.equal(part, all_rows[rows])
 
 
+def test_the_number_of_threads_changes_no_bit_and_none_of_the_callers_settings() -> None:
+    arguments = case(300, 24, 9000, lora=(normal(3, 24, seed=4), normal(9000, 3, seed=5), 0.1))
+    threads, subnormal = torch.get_num_threads(), torch.tensor(1e-39)
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            hidden = arguments["hidden"].clone().requires_grad_()
+            logprobs = linear_logprob(**(arguments | {"hidden": hidden}))
+            logprobs.sum().backward()
+            assert torch.get_num_threads() == count
+            assert (subnormal * 1).item() > 0
+        finally:
+            torch.set_num_threads(threads)
+        assert hidden.grad is not None
+        found.append((logprobs.detach(), hidden.grad))
+    for logprobs, gradient in found[1:]:
+        assert torch.equal(logprobs, found[0][0])
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_parts_of_the_vocabulary_merge_to_the_same_bits(

@@ -22,9 +22,14 @@ T = TypeVar("T")
 
 
 def run_all(items: Iterable[T], work: Callable[[T], None]) -> None:
-    """Call `work` with every item, on as many threads as the calling thread lets PyTorch use. The
-    first error is raised when all threads have stopped."""
+    """Call `work` with every item, on as many threads as the calling thread lets PyTorch use: if
+    that is one, on the calling thread. The first error is raised when all threads have stopped."""
     count = torch.get_num_threads()
+    if count == 1:
+        with torch.inference_mode(), _without_subnormals():
+            for item in items:
+                work(item)
+        return
     remaining = iter(items)
     lock = threading.Lock()
 
@@ -58,12 +63,26 @@ def _pool(count: int, process: int) -> ThreadPoolExecutor:
     return pool
 
 
+_SUBNORMAL = torch.tensor(1e-39)
+
+
+@contextmanager
+def _without_subnormals() -> Iterator[None]:
+    """Subnormal numbers make products ten times slower, and 2^-126 is nothing beside a sum above
+    1: the calling thread takes them for 0."""
+    before = not (_SUBNORMAL * 1).item()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 def _alone() -> None:
     # A thread takes on the number that any thread set last when it first asks, so it asks first.
     torch.get_num_threads()
     torch.set_num_threads(1)
-    # Subnormal numbers make products ten times slower, and 2^-126 is nothing beside a sum above 1.
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # as `_without_subnormals`, for good
 
 
 @cache
