@@ -31,10 +31,11 @@ class Online:
         self.decay: Tensor | None = None
         """What earlier sums over the vocabulary are worth now, [R]."""
         self.best = Best(rows, topk) if topk else None
+        self._weights: Tensor | None = None
 
     def add(self, tile: Tensor, span: slice, targets: Tensor) -> None:
-        """Take in a tile of logits [R, C], which becomes 2^((tile - maximum) scale); `targets` is
-        [R, K]. Afterwards `decay` says what sums that the caller keeps are worth."""
+        """Take in a tile of logits [R, C]; `targets` is [R, K]. Without entropy the tile becomes
+        2^((tile - maximum) scale), and `decay` says what sums that the caller keeps are worth."""
         _pick(tile, span, targets, self.picked)
         highest = tile.amax(dim=1)
         if self.best is not None:
@@ -49,11 +50,12 @@ class Online:
             self.total.mul_(decay).add_(tile.sum(dim=1))
             return
         tile.clamp_(min=_LEAST_POWER)
-        weights = tile.exp2()
+        if self._weights is None or self._weights.shape != tile.shape:
+            self._weights = torch.empty_like(tile)
+        weights = torch.exp2(tile, out=self._weights)
         # sum 2^(z - new) (z - new), where z - new = (z - old) + (old - new).
         earlier = self.weighted + down * self.total
         self.weighted = decay * earlier + torch.linalg.vecdot(weights, tile)
-        tile.copy_(weights)
         self.total.mul_(decay).add_(weights.sum(dim=1))
 
 
@@ -85,9 +87,8 @@ class Best:
         rows = (unfilled | (highest > self.values[:, -1])).nonzero().view(-1)
         if not len(rows):
             return
-        k = self.values.shape[1]
-        values, places = tile[rows].sort(dim=1, descending=True, stable=True)
-        self.merge(rows, values[:, :k], places[:, :k] + start)
+        values, places = _likeliest(tile[rows], min(self.values.shape[1], tile.shape[1]))
+        self.merge(rows, values, places + start)
 
     def merge(self, rows: Tensor, values: Tensor, ids: Tensor) -> None:
         """Take in candidates of some rows, sorted, with ids above all those there are."""
@@ -101,6 +102,19 @@ class Best:
         places = filled_first.gather(1, order.sort(dim=1, descending=True, stable=True).indices)
         self.values[rows] = all_values.gather(1, places)[:, :k]
         self.ids[rows] = all_ids.gather(1, places)[:, :k]
+
+
+def _likeliest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row [R, C] and their places, largest first, equals by place."""
+    values, places = rows.topk(k, dim=1)
+    # Which of equals at the edge were taken, and in what order equals stand, is up to the library.
+    torn = ((rows >= values[:, -1:]).sum(dim=1) > k).nonzero().view(-1)
+    if len(torn):
+        whole_values, whole_places = rows[torn].sort(dim=1, descending=True, stable=True)
+        values[torn], places[torn] = whole_values[:, :k], whole_places[:, :k]
+    places, order = places.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, places.gather(1, order)
 
 
 class Parts:
