@@ -18,8 +18,9 @@ from tinkergate_kernels.cpu.workers import run_all
 from tinkergate_kernels.packed_order import pack, unpack
 from tinkergate_kernels.selective_results import Sums
 
-ROWS = 4
+ROWS = 16
 COLUMNS = 16384
+"""A tile of a MiB stays in a core's cache; with smaller ones the calls cost more than the sums."""
 _LOG2E = 1 / math.log(2)
 _LOWEST_EXPONENT = -200.0
 """Exponents below count as this, and 2 to this is 0. As a product's factor it is better than
