@@ -221,13 +221,14 @@ def test_a_lane_that_slept_has_not_saved_up_time(scheduler: Scheduler) -> None:
 
 def test_a_failing_step_of_a_lane_harms_no_other(scheduler: Scheduler) -> None:
     class Broken:
-        failed = False
+        steps = 0
 
         def step(self) -> bool:
-            if self.failed:
-                return False
-            self.failed = True
+            self.steps += 1
             raise RuntimeError("a fault of the lane")
+
+        def fail(self, error: BaseException) -> None:
+            raise RuntimeError("again") from error
 
         def abandon(self, error: GatewayError) -> None:
             raise RuntimeError("again") from error
@@ -236,7 +237,23 @@ def test_a_failing_step_of_a_lane_harms_no_other(scheduler: Scheduler) -> None:
     scheduler.add(broken)
     scheduler.wake(broken)
     assert Queue(scheduler, "q").call(lambda: 7).future.result(WAIT) == 7
-    assert broken.failed
+    assert broken.steps == 1  # one that cannot let go of its work is not tried for ever
+
+
+def test_a_lane_whose_step_failed_lets_go_of_its_work_and_goes_on(scheduler: Scheduler) -> None:
+    class Broken(Queue):
+        faults = 1
+
+        def step(self) -> bool:
+            if self.faults:
+                self.faults -= 1
+                raise RuntimeError("a fault of the lane")
+            return super().step()
+
+    queue = Broken(scheduler, "q")
+    with pytest.raises(RuntimeError, match="a fault of the lane"):
+        queue.call(lambda: 1).future.result(WAIT)
+    assert queue.call(lambda: 2).future.result(WAIT) == 2
 
 
 def test_a_closed_queue_fails_what_comes(scheduler: Scheduler) -> None:

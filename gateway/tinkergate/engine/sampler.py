@@ -145,11 +145,16 @@ class Sampler:
         with self._lock:
             return bool(self._calls)
 
-    @torch.inference_mode()
     def abandon(self, error: GatewayError) -> None:
-        """End every request."""
+        """End every request, those that come later too."""
         with self._lock:
             self._error = error
+        self.fail(error)
+
+    @torch.inference_mode()
+    def fail(self, error: BaseException) -> None:
+        """End every request that there is."""
+        with self._lock:
             calls = list(self._calls.values())
         for call in calls:
             self._end(call, error)
@@ -360,14 +365,14 @@ class Sampler:
         with self._lock:
             if self._calls.pop(call.handle, None) is None:
                 return
-        for sequence in [running for running in self._sequences if running.call is call]:
-            self._sequences.remove(sequence)
-            self._slabs.release(sequence.held)
         call.cache = call.first = call.reading = None
         if isinstance(outcome, Sampled):
             call.handle.future.set_result(outcome)
         else:
             call.handle.future.set_exception(outcome)
+        for sequence in [running for running in self._sequences if running.call is call]:
+            self._sequences.remove(sequence)
+            self._slabs.release(sequence.held)
 
     @contextmanager
     def _failing(self, calls: Sequence[Call]) -> Iterator[None]:

@@ -41,6 +41,10 @@ class Lane(Protocol):
     def step(self) -> bool:
         """Run one short step. False if there is nothing to do until the lane is woken."""
 
+    def fail(self, error: BaseException) -> None:
+        """End everything that is not done with `error`, and go on with what comes: a step has
+        raised, and there is no telling which work was at fault."""
+
     def abandon(self, error: GatewayError) -> None:
         """End everything that is not done with `error`: the last call on the engine thread."""
 
@@ -127,16 +131,26 @@ class Scheduler:
             self._ready.discard(lane)
             return lane
 
+    def _failed(self, lane: Lane, error: Exception) -> bool:
+        """Have a lane let go of its work. Answers whether to go on with it."""
+        try:
+            lane.fail(error)
+        except Exception:
+            _log.exception("%r is left alone", lane)
+            return False
+        return True
+
     def _run(self) -> None:
         self._prepare()
         while (lane := self._next()) is not None:
             begin = time.perf_counter()
             try:
                 more = lane.step()
-            except Exception:
-                # Lanes give their items' errors to the items, so this is a fault of the lane.
+            except Exception as error:
+                # Lanes give their items' errors to the items, so this is a fault of the lane. The
+                # same step again would most likely fail again, and for ever.
                 _log.exception("a step of %r failed", lane)
-                more = True
+                more = self._failed(lane, error)
             with self._condition:
                 if lane in self._tags:
                     self._tags[lane] += time.perf_counter() - begin
@@ -280,9 +294,14 @@ class Queue:
         return more
 
     def abandon(self, error: GatewayError) -> None:
-        """Close what is running and fail everything."""
+        """Close what is running and fail everything, what comes later too."""
         with self._lock:
             self._error = error
+        self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Close what is running and fail everything that there is."""
+        with self._lock:
             items = list(self._items)
             self._items.clear()
             self._begun = None

@@ -135,9 +135,14 @@ class Scorer:
             return bool(self._calls)
 
     def abandon(self, error: GatewayError) -> None:
-        """End every request."""
+        """End every request, those that come later too."""
         with self._lock:
             self._error = error
+        self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End every request that there is."""
+        with self._lock:
             calls = list(self._calls.values())
         for call in calls:
             self._end(call, error)
