@@ -365,14 +365,16 @@ class Sampler:
         with self._lock:
             if self._calls.pop(call.handle, None) is None:
                 return
-        call.cache = call.first = call.reading = None
-        if isinstance(outcome, Sampled):
-            call.handle.future.set_result(outcome)
-        else:
-            call.handle.future.set_exception(outcome)
-        for sequence in [running for running in self._sequences if running.call is call]:
-            self._sequences.remove(sequence)
-            self._slabs.release(sequence.held)
+        try:
+            for sequence in [running for running in self._sequences if running.call is call]:
+                self._sequences.remove(sequence)
+                self._slabs.release(sequence.held)
+            call.cache = call.first = call.reading = None
+        finally:  # whatever goes wrong, nobody waits for ever
+            if isinstance(outcome, Sampled):
+                call.handle.future.set_result(outcome)
+            else:
+                call.handle.future.set_exception(outcome)
 
     @contextmanager
     def _failing(self, calls: Sequence[Call]) -> Iterator[None]:
