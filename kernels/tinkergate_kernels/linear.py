@@ -87,14 +87,15 @@ def linear_logprob(
         log_softmax(cap(x) / temperature),   cap(x) = softcap tanh(x / softcap), or x
 
     hidden: [N, D] floating. weight: [V, D] floating. targets: int64 [N] or [N, K], token ids; for
-    one outside [0, V), such as -100, the answer is 0 and no gradient, and a row of such alone costs
-    nothing. bias: [V], frozen. lora: (A [r, D], B [V, r], scale). temperature: one number, or
+    one outside [0, V), such as -100, the answer is 0 and no gradient, and a row of such alone is
+    not read. bias: [V], frozen. lora: (A [r, D], B [V, r], scale). temperature: one number, or
     float [N] for the rows. Differentiable once in `hidden`, `weight`, A and B, for any gradient
     from above.
 
     Sums are float32 whatever the dtypes are. With half-precision states and unembedding, products
     of those are exact; the gradient of `hidden` is rounded to their precision. On a CPU the bits of
-    a row's answer do not depend on the rows beside it.
+    a row's answer do not depend on the rows beside it; while bfloat16 states run with a bfloat16
+    unembedding there, float32 products of other threads are rounded to bfloat16 factors.
 
     Takes memory for a few tiles of logits, and with gradients for about N x (D + r) floats for each
     of four parts of the vocabulary and at most `keep_bytes` of probabilities. Raises ValueError,

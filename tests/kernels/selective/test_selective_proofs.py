@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from selective_cases import BACKENDS, backend, distance, make_case  # noqa: E402
-from triton_harness import TritonHarness, same_in_any_order  # noqa: E402
+from selective_cases import BACKENDS, backend, distance, make_case
+from triton_harness import TritonHarness, same_in_any_order
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, None), (5, 63, 3), (4, 8192, None), (3, 8193, 2), (3, 4097, 70)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from selective_cases import Case, assert_right, distance, make_case  # noqa: E402
-from triton_harness import TritonHarness  # noqa: E402
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selective_cases import Case, assert_right, distance, make_case
+from triton_harness import TritonHarness
 
 
 @st.composite

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from selective_cases import BACKENDS, Case, assert_right, distance, make_case  # noqa: E402
+from selective_cases import BACKENDS, Case, assert_right, distance, make_case
 
-from tinkergate_kernels.selective import selective_logprob, selective_scores  # noqa: E402
+from tinkergate_kernels.selective import selective_logprob, selective_scores
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 both = pytest.mark.parametrize("backend", BACKENDS)
