@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinkergate.cli.exits import INTERRUPTED, UNREACHABLE, USAGE, CommandFailed
+from tinkergate.cli.interrupts import careful_interrupts
 
 if TYPE_CHECKING:
     from tinkergate.v1 import SupportedModel
@@ -109,7 +110,8 @@ def talks_to_gateway(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         gateway = GatewayAddress(**{option.name: options.pop(option.name) for option in common})
-        command(gateway, *args, **options)
+        with careful_interrupts():
+            command(gateway, *args, **options)
 
     # typer reads the signature and the annotations.
     run.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
