@@ -15,7 +15,7 @@ PROGRAM = """
 import threading, time
 from tinkergate.cli.interrupts import careful_interrupts
 
-lock = threading.Condition()
+lock = threading.Condition(threading.Lock())
 with careful_interrupts():
     print("ready", flush=True)
     try:
