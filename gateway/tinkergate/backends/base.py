@@ -8,32 +8,44 @@ over in their order; a backend translates, works or sends, and answers. It raise
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tinkergate.v1 import (
+    ActBatchRequest,
+    ActBatchResponse,
+    ActRequest,
+    ActResponse,
     BackendCapabilities,
     Checkpoint,
+    CheckpointFile,
     CheckpointSource,
+    CreateActionSessionRequest,
     ForwardBackwardOutput,
     ForwardBackwardRequest,
+    ForwardBackwardReverseKlRequest,
     ForwardRequest,
+    InterpolateCheckpointsRequest,
     LoadStateRequest,
     LoraConfig,
     OptimizerConfig,
     OptimStepRequest,
     OptimStepResult,
     QueueState,
+    RolloutCorrection,
     SampledSequence,
     SampleRequest,
     SampleResponse,
     SaveStateRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     ScoreRequest,
     ScoreResponse,
     SupportedModel,
+    VlaTrainStepRequest,
+    VlaTrainStepResult,
 )
 
 TrainingRequest = (
@@ -43,6 +55,9 @@ TrainingRequest = (
     | SaveStateRequest
     | LoadStateRequest
     | SaveWeightsForSamplerRequest
+    | SaveWeightsExternalRequest
+    | ForwardBackwardReverseKlRequest
+    | VlaTrainStepRequest
 )
 """A request that takes a turn in a model's order."""
 
@@ -57,10 +72,15 @@ class LoadedState:
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """The outcome of SaveState, and of SaveWeightsForSampler with a name."""
+    """The outcome of SaveState, of SaveWeightsForSampler with a name, of SaveWeightsExternal, and
+    of every other way in which a checkpoint comes to be."""
 
     size_bytes: int
+    """0 if the backend does not say."""
     has_optimizer: bool
+    upstream_path: str = ""
+    """The backend's own path of it, where that differs from the canonical one. The gateway keeps
+    it, and tells it to the backend again after a restart (`Backend.start`)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,12 @@ class SamplerReady:
 
 
 TrainingResult = (
-    ForwardBackwardOutput | OptimStepResult | SavedCheckpoint | LoadedState | SamplerReady
+    ForwardBackwardOutput
+    | OptimStepResult
+    | SavedCheckpoint
+    | LoadedState
+    | SamplerReady
+    | VlaTrainStepResult
 )
 
 
@@ -85,6 +110,7 @@ class ModelSpec:
     optimizer_config: OptimizerConfig
     checkpoint: CheckpointSource | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict)
+    rollout_correction: RolloutCorrection | None = None
 
 
 @dataclass(frozen=True)
@@ -159,8 +185,9 @@ class Backend(Protocol):
     def name(self) -> str:
         """The name to choose it by."""
 
-    async def start(self) -> None:
-        """Get ready. Called once, before anything else."""
+    async def start(self, known: Sequence[Checkpoint] = ()) -> None:
+        """Get ready. Called once, before anything else. `known` are the checkpoints that the
+        gateway remembers of it, with their `upstream_path`."""
 
     async def close(self) -> None:
         """Let go of everything. Called once, when nothing is running any more."""
@@ -198,6 +225,41 @@ class Backend(Protocol):
     async def delete_checkpoint(self, path: str) -> None:
         """Remove a checkpoint for good. Unknown paths are no error."""
 
-    async def import_checkpoint(self, checkpoint: Checkpoint, files: Mapping[str, Path]) -> int:
+    async def import_checkpoint(
+        self, checkpoint: Checkpoint, files: Mapping[str, Path]
+    ) -> SavedCheckpoint:
         """Take in a PEFT adapter from `files` (by file name) as `checkpoint.path` on the base
-        model `checkpoint.base_model`. Answers its size in bytes."""
+        model `checkpoint.base_model`."""
+
+    async def copy_checkpoint(self, source: str, checkpoint: Checkpoint) -> SavedCheckpoint:
+        """Make `checkpoint.path` of the same weights as the checkpoint `source`."""
+
+    async def interpolate_checkpoints(
+        self, request: InterpolateCheckpointsRequest, checkpoint: Checkpoint
+    ) -> SavedCheckpoint:
+        """Make `checkpoint.path` of the weighted sum of others. Asked only of backends that say
+        `checkpoint_interpolation`."""
+
+    async def checkpoint_files(self, path: str) -> Sequence[CheckpointFile]:
+        """The files of a checkpoint, by name. Asked, like `read_checkpoint_file`, only of backends
+        that say `checkpoint_files`."""
+
+    def read_checkpoint_file(self, path: str, name: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes of one file from `offset` on, in pieces of moderate size."""
+
+
+@runtime_checkable
+class ActionBackend(Protocol):
+    """What a backend that says `vla` has beside the methods of `Backend`."""
+
+    async def create_action_session(self, request: CreateActionSessionRequest) -> str:
+        """Open an action session. Answers its id upstream."""
+
+    async def act(self, request: ActRequest) -> ActResponse:
+        """What to do for one observation."""
+
+    async def act_batch(self, request: ActBatchRequest) -> ActBatchResponse:
+        """What to do for each of several observations."""
+
+    async def close_action_session(self, action_session_id: str) -> None:
+        """End an action session. Unknown ids are no error."""

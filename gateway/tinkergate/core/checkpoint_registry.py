@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
+from tinkergate.backends.base import SavedCheckpoint
 from tinkergate.core.clock import Clock, nanoseconds, set_time
-from tinkergate.core.ids import WEIGHTS, CheckpointPath, parse_path
+from tinkergate.core.ids import (
+    EXTERNAL_WEIGHTS,
+    SAMPLER_WEIGHTS,
+    WEIGHTS,
+    CheckpointPath,
+    parse_path,
+)
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import CheckpointRow, Store
 from tinkergate.v1 import Checkpoint, CheckpointType, ErrorReason, Model
+
+TYPES: Final = {
+    WEIGHTS: CheckpointType.CHECKPOINT_TYPE_TRAINING,
+    SAMPLER_WEIGHTS: CheckpointType.CHECKPOINT_TYPE_SAMPLER,
+    EXTERNAL_WEIGHTS: CheckpointType.CHECKPOINT_TYPE_EXTERNAL,
+}
+"""What a checkpoint can be used for, by the kind in its path."""
 
 
 class CheckpointEntry:
@@ -49,6 +64,11 @@ class CheckpointRegistry:
     def newest_first(self) -> Iterator[CheckpointEntry]:
         """All checkpoints."""
         return reversed(self._entries.values())
+
+    def of_backend(self, backend: str) -> list[Checkpoint]:
+        """The checkpoints that a backend holds."""
+        held = (entry.message for entry in self._entries.values())
+        return [message for message in held if message.backend == backend]
 
     def find(self, path: str) -> CheckpointEntry | None:
         """The checkpoint of that path, if there is one."""
@@ -97,33 +117,30 @@ class CheckpointRegistry:
         path: CheckpointPath,
         model: Model,
         *,
-        size_bytes: int,
-        has_optimizer: bool,
+        saved: SavedCheckpoint,
         ttl: Duration | None,
-        user_metadata: dict[str, str],
+        user_metadata: Mapping[str, str],
     ) -> None:
         """A model's backend has saved a checkpoint."""
-        kind = (
-            CheckpointType.CHECKPOINT_TYPE_TRAINING
-            if path.kind == WEIGHTS
-            else CheckpointType.CHECKPOINT_TYPE_SAMPLER
-        )
         message = Checkpoint(
             path=str(path),
             checkpoint_id=path.checkpoint_id,
-            type=kind,
+            type=TYPES[path.kind],
             model_id=model.model_id,
             base_model=model.base_model,
             lora_rank=model.lora_config.rank,
-            size_bytes=size_bytes,
+            lora_config=model.lora_config,
+            optimizer_config=model.optimizer_config,
+            size_bytes=saved.size_bytes,
             user_metadata=user_metadata,
             backend=model.backend,
+            upstream_path=saved.upstream_path,
         )
         now = self._clock.now()
         set_time(message.create_time, now)
         if ttl is not None:
             set_time(message.expire_time, now + ttl.seconds * 1_000_000_000 + ttl.nanos)
-        self.add(message, has_optimizer)
+        self.add(message, saved.has_optimizer)
 
     def add(self, message: Checkpoint, has_optimizer: bool | None) -> CheckpointEntry:
         """Take a checkpoint in, in place of one of the same path if there is one."""

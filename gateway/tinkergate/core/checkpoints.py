@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
 
+from tinkergate.backends.base import SavedCheckpoint
 from tinkergate.core.admission import Admission
 from tinkergate.core.checkpoint_registry import CheckpointEntry, CheckpointRegistry
 from tinkergate.core.clock import Clock, set_time
@@ -143,8 +144,9 @@ class Checkpoints:
                 raise
 
     async def _import(
-        self, checkpoint: Checkpoint, importing: Awaitable[int]
+        self, checkpoint: Checkpoint, importing: Awaitable[SavedCheckpoint]
     ) -> ImportCheckpointResponse:
-        checkpoint.size_bytes = await importing
+        saved = await importing
+        checkpoint.size_bytes, checkpoint.upstream_path = saved.size_bytes, saved.upstream_path
         self._registry.add(checkpoint, has_optimizer=False)
         return ImportCheckpointResponse(checkpoint=checkpoint)

@@ -105,7 +105,7 @@ class Gateway:
         try:
             await self._restore()
             for backend in self._router.backends:
-                await backend.start()
+                await backend.start(self._registry.of_backend(backend.name))
                 started.append(backend)
             await self._router.refresh()
             for backend in self._router.backends:

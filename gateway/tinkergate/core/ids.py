@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 WEIGHTS = "weights"
 SAMPLER_WEIGHTS = "sampler_weights"
+EXTERNAL_WEIGHTS = "external_weights"
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 NAME_RULE = "letters, digits, '.', '_' and '-', not beginning with '.', at most 128"
 _PATH_PATTERN = re.compile(
-    rf"tinker://([A-Za-z0-9_:.-]{{1,128}})/({WEIGHTS}|{SAMPLER_WEIGHTS})/({NAME_PATTERN.pattern})"
+    rf"tinker://([A-Za-z0-9_:.-]{{1,128}})/({WEIGHTS}|{SAMPLER_WEIGHTS}|{EXTERNAL_WEIGHTS})/"
+    rf"({NAME_PATTERN.pattern})"
 )
-PATH_RULE = "tinker://{model_id}/weights/{name} or tinker://{model_id}/sampler_weights/{name}"
+PATH_RULE = "tinker://{model_id}/{weights | sampler_weights | external_weights}/{name}"
 
 
 def new_session_id() -> str:
@@ -53,7 +55,7 @@ class CheckpointPath(NamedTuple):
 
     model_id: str
     kind: str
-    """`WEIGHTS` or `SAMPLER_WEIGHTS`."""
+    """`WEIGHTS`, `SAMPLER_WEIGHTS` or `EXTERNAL_WEIGHTS`."""
     name: str
 
     def __str__(self) -> str:

@@ -27,6 +27,10 @@ RESULTS: Final[dict[int, str]] = {
     OperationKind.OPERATION_KIND_SAVE_STATE: "save_state",
     OperationKind.OPERATION_KIND_LOAD_STATE: "load_state",
     OperationKind.OPERATION_KIND_SAVE_WEIGHTS_FOR_SAMPLER: "save_weights_for_sampler",
+    OperationKind.OPERATION_KIND_SAVE_WEIGHTS_EXTERNAL: "save_weights_external",
+    OperationKind.OPERATION_KIND_FORWARD_BACKWARD_REVERSE_KL: "forward_backward",
+    OperationKind.OPERATION_KIND_INTERPOLATE_CHECKPOINTS: "interpolate_checkpoints",
+    OperationKind.OPERATION_KIND_VLA_TRAIN_STEP: "vla_train_step",
 }
 """The field of Operation that holds the result of each kind."""
 

@@ -13,7 +13,13 @@ from tinkergate.backends.base import (
     TrainingResult,
 )
 from tinkergate.core.checkpoint_registry import CheckpointRegistry
-from tinkergate.core.ids import SAMPLER_WEIGHTS, WEIGHTS, CheckpointPath, sampler_id
+from tinkergate.core.ids import (
+    EXTERNAL_WEIGHTS,
+    SAMPLER_WEIGHTS,
+    WEIGHTS,
+    CheckpointPath,
+    sampler_id,
+)
 from tinkergate.core.model_book import ModelBook
 from tinkergate.core.model_entry import LiveModel
 from tinkergate.core.samplers import Samplers
@@ -25,9 +31,19 @@ from tinkergate.v1 import (
     OptimStepRequest,
     SaveStateRequest,
     SaveStateResult,
+    SaveWeightsExternalRequest,
+    SaveWeightsExternalResult,
     SaveWeightsForSamplerRequest,
     SaveWeightsForSamplerResult,
 )
+
+_SaveRequest = SaveStateRequest | SaveWeightsForSamplerRequest | SaveWeightsExternalRequest
+_KINDS: dict[type[Message], str] = {
+    SaveStateRequest: WEIGHTS,
+    SaveWeightsForSamplerRequest: SAMPLER_WEIGHTS,
+    SaveWeightsExternalRequest: EXTERNAL_WEIGHTS,
+}
+"""The kind of checkpoint that each request saves."""
 
 
 class Outcome:
@@ -58,7 +74,7 @@ class Outcomes:
         """The outcome of a request that is about to be given its place."""
         if isinstance(request, OptimStepRequest):
             return _OptimStep(live)
-        if isinstance(request, SaveStateRequest):
+        if isinstance(request, SaveStateRequest | SaveWeightsExternalRequest):
             return _SaveCheckpoint(live, request, self._book, self._registry)
         if isinstance(request, LoadStateRequest):
             return _LoadState(live, request, self._book, self._registry)
@@ -88,12 +104,12 @@ class _OptimStep(Outcome):
 
 
 class _SaveCheckpoint(Outcome):
-    """SaveState, and SaveWeightsForSampler with a name."""
+    """SaveState, SaveWeightsExternal, and SaveWeightsForSampler with a name."""
 
     def __init__(
         self,
         live: LiveModel,
-        request: SaveStateRequest | SaveWeightsForSamplerRequest,
+        request: _SaveRequest,
         book: ModelBook,
         registry: CheckpointRegistry,
     ) -> None:
@@ -105,7 +121,7 @@ class _SaveCheckpoint(Outcome):
 
     def prepare(self) -> None:
         request, model = self._request, self._live.entry.message
-        kind = WEIGHTS if isinstance(request, SaveStateRequest) else SAMPLER_WEIGHTS
+        kind = _KINDS[type(request)]
         if request.name:
             path = CheckpointPath(model.model_id, kind, request.name)
             self._registry.reserve(str(path), overwrite=request.overwrite)
@@ -122,11 +138,12 @@ class _SaveCheckpoint(Outcome):
         self._registry.saved(
             path,
             self._live.entry.message,
-            size_bytes=result.size_bytes,
-            has_optimizer=result.has_optimizer,
+            saved=result,
             ttl=request.ttl if request.HasField("ttl") else None,
-            user_metadata=dict(request.user_metadata),
+            user_metadata=request.user_metadata,
         )
+        if path.kind == EXTERNAL_WEIGHTS:
+            return SaveWeightsExternalResult(path=str(path), size_bytes=result.size_bytes)
         if path.kind == WEIGHTS:
             self._live.entry.message.last_checkpoint = str(path)
         else:

@@ -20,13 +20,16 @@ from tinkergate.core.validation.training import check_training_request
 from tinkergate.errors import GatewayError
 from tinkergate.v1 import (
     ForwardBackwardRequest,
+    ForwardBackwardReverseKlRequest,
     ForwardRequest,
     LoadStateRequest,
     Operation,
     OperationKind,
     OptimStepRequest,
     SaveStateRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
+    VlaTrainStepRequest,
 )
 
 KINDS: dict[type, OperationKind.ValueType] = {
@@ -36,6 +39,9 @@ KINDS: dict[type, OperationKind.ValueType] = {
     SaveStateRequest: OperationKind.OPERATION_KIND_SAVE_STATE,
     LoadStateRequest: OperationKind.OPERATION_KIND_LOAD_STATE,
     SaveWeightsForSamplerRequest: OperationKind.OPERATION_KIND_SAVE_WEIGHTS_FOR_SAMPLER,
+    SaveWeightsExternalRequest: OperationKind.OPERATION_KIND_SAVE_WEIGHTS_EXTERNAL,
+    ForwardBackwardReverseKlRequest: (OperationKind.OPERATION_KIND_FORWARD_BACKWARD_REVERSE_KL),
+    VlaTrainStepRequest: OperationKind.OPERATION_KIND_VLA_TRAIN_STEP,
 }
 
 

@@ -69,6 +69,13 @@ class BackendCapabilities(_message.Message):
     INFLIGHT_SAMPLERS_FIELD_NUMBER: _builtins.int
     STABILITY_INFO_FIELD_NUMBER: _builtins.int
     PIPELINE_DEPTH_FIELD_NUMBER: _builtins.int
+    REVERSE_KL_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_INTERPOLATION_FIELD_NUMBER: _builtins.int
+    ROLLOUT_CORRECTION_FIELD_NUMBER: _builtins.int
+    VLA_FIELD_NUMBER: _builtins.int
+    EXTERNAL_WEIGHTS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FILES_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_IMPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to choose it by."""
     kind: Global___BackendKind.ValueType
@@ -87,6 +94,20 @@ class BackendCapabilities(_message.Message):
     """Whether stability information is recorded for the stable_reinforce loss."""
     pipeline_depth: _builtins.int
     """How many operations of one model it takes before the first is done."""
+    reverse_kl: _builtins.bool
+    """Whether MintService.ForwardBackwardReverseKl is offered."""
+    checkpoint_interpolation: _builtins.bool
+    """Whether MintService.InterpolateCheckpoints is offered."""
+    rollout_correction: _builtins.bool
+    """Whether models can be made with a rollout_correction."""
+    vla: _builtins.bool
+    """Whether MintService's VLA training and action sessions are offered."""
+    external_weights: _builtins.bool
+    """Whether TrainingService.SaveWeightsExternal is offered."""
+    checkpoint_files: _builtins.bool
+    """Whether the files of checkpoints can be read."""
+    checkpoint_import: _builtins.bool
+    """Whether CheckpointService.ImportCheckpoint can put adapters on it."""
     @_builtins.property
     def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___LossCapability]:
         """The losses that it takes."""
@@ -109,10 +130,17 @@ class BackendCapabilities(_message.Message):
         inflight_samplers: _builtins.bool = ...,
         stability_info: _builtins.bool = ...,
         pipeline_depth: _builtins.int = ...,
+        reverse_kl: _builtins.bool = ...,
+        checkpoint_interpolation: _builtins.bool = ...,
+        rollout_correction: _builtins.bool = ...,
+        vla: _builtins.bool = ...,
+        external_weights: _builtins.bool = ...,
+        checkpoint_files: _builtins.bool = ...,
+        checkpoint_import: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_input", b"audio_input", "image_input", b"image_input", "inflight_samplers", b"inflight_samplers", "kind", b"kind", "losses", b"losses", "max_lora_rank", b"max_lora_rank", "max_topk", b"max_topk", "name", b"name", "optimizers", b"optimizers", "pipeline_depth", b"pipeline_depth", "stability_info", b"stability_info"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_input", b"audio_input", "checkpoint_files", b"checkpoint_files", "checkpoint_import", b"checkpoint_import", "checkpoint_interpolation", b"checkpoint_interpolation", "external_weights", b"external_weights", "image_input", b"image_input", "inflight_samplers", b"inflight_samplers", "kind", b"kind", "losses", b"losses", "max_lora_rank", b"max_lora_rank", "max_topk", b"max_topk", "name", b"name", "optimizers", b"optimizers", "pipeline_depth", b"pipeline_depth", "reverse_kl", b"reverse_kl", "rollout_correction", b"rollout_correction", "stability_info", b"stability_info", "vla", b"vla"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,6 +250,7 @@ class SupportedModel(_message.Message):
     TOKENIZER_ID_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    UPSTREAM_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to use in requests."""
     backend: _builtins.str
@@ -236,6 +265,8 @@ class SupportedModel(_message.Message):
     """What to load the tokenizer by."""
     vocab_size: _builtins.int
     """The number of token ids; 0 if the backend does not say."""
+    upstream_name: _builtins.str
+    """The backend's own name of it, where that differs."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other names that mean the same model."""
@@ -251,10 +282,11 @@ class SupportedModel(_message.Message):
         tokenizer_id: _builtins.str = ...,
         vocab_size: _builtins.int = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        upstream_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "backend", b"backend", "max_context_length", b"max_context_length", "name", b"name", "sampleable", b"sampleable", "tokenizer_id", b"tokenizer_id", "trainable", b"trainable", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "backend", b"backend", "max_context_length", b"max_context_length", "name", b"name", "sampleable", b"sampleable", "tokenizer_id", b"tokenizer_id", "trainable", b"trainable", "upstream_name", b"upstream_name", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,10 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tinkergate.v1 import model_pb2 as tinkergate_dot_v1_dot_model__pb2
+from tinkergate.v1 import optimizer_pb2 as tinkergate_dot_v1_dot_optimizer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etinkergate/v1/checkpoint.proto\x12\rtinkergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x03\n\nCheckpoint\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rcheckpoint_id\x18\x02 \x01(\t\x12+\n\x04type\x18\x03 \x01(\x0e\x32\x1d.tinkergate.v1.CheckpointType\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x11\n\tlora_rank\x18\x06 \x01(\x05\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06public\x18\n \x01(\x08\x12\x42\n\ruser_metadata\x18\x0b \x03(\x0b\x32+.tinkergate.v1.Checkpoint.UserMetadataEntry\x12\x0f\n\x07\x62\x61\x63kend\x18\x0c \x01(\t\x1a\x33\n\x11UserMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\x16ListCheckpointsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x17ListCheckpointsResponse\x12.\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x19.tinkergate.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14GetCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"F\n\x15GetCheckpointResponse\x12-\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x19.tinkergate.v1.Checkpoint\"\'\n\x17\x44\x65leteCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteCheckpointResponse\"{\n\x17ImportCheckpointRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.tinkergate.v1.ImportHeaderH\x00\x12(\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x18.tinkergate.v1.FilePieceH\x00\x42\x07\n\x05piece\"\xbc\x01\n\x0cImportHeader\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x44\n\ruser_metadata\x18\x04 \x03(\x0b\x32-.tinkergate.v1.ImportHeader.UserMetadataEntry\x1a\x33\n\x11UserMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\tFilePiece\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"I\n\x18ImportCheckpointResponse\x12-\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x19.tinkergate.v1.Checkpoint*\x8a\x01\n\x0e\x43heckpointType\x12\x1f\n\x1b\x43HECKPOINT_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43HECKPOINT_TYPE_TRAINING\x10\x01\x12\x1b\n\x17\x43HECKPOINT_TYPE_SAMPLER\x10\x02\x12\x1c\n\x18\x43HECKPOINT_TYPE_EXTERNAL\x10\x03\x32\x9d\x03\n\x11\x43heckpointService\x12`\n\x0fListCheckpoints\x12%.tinkergate.v1.ListCheckpointsRequest\x1a&.tinkergate.v1.ListCheckpointsResponse\x12Z\n\rGetCheckpoint\x12#.tinkergate.v1.GetCheckpointRequest\x1a$.tinkergate.v1.GetCheckpointResponse\x12\x63\n\x10\x44\x65leteCheckpoint\x12&.tinkergate.v1.DeleteCheckpointRequest\x1a\'.tinkergate.v1.DeleteCheckpointResponse\x12\x65\n\x10ImportCheckpoint\x12&.tinkergate.v1.ImportCheckpointRequest\x1a\'.tinkergate.v1.ImportCheckpointResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etinkergate/v1/checkpoint.proto\x12\rtinkergate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19tinkergate/v1/model.proto\x1a\x1dtinkergate/v1/optimizer.proto\"\xa8\x04\n\nCheckpoint\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rcheckpoint_id\x18\x02 \x01(\t\x12+\n\x04type\x18\x03 \x01(\x0e\x32\x1d.tinkergate.v1.CheckpointType\x12\x10\n\x08model_id\x18\x04 \x01(\t\x12\x12\n\nbase_model\x18\x05 \x01(\t\x12\x11\n\tlora_rank\x18\x06 \x01(\x05\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06public\x18\n \x01(\x08\x12\x42\n\ruser_metadata\x18\x0b \x03(\x0b\x32+.tinkergate.v1.Checkpoint.UserMetadataEntry\x12\x0f\n\x07\x62\x61\x63kend\x18\x0c \x01(\t\x12.\n\x0blora_config\x18\r \x01(\x0b\x32\x19.tinkergate.v1.LoraConfig\x12\x38\n\x10optimizer_config\x18\x0e \x01(\x0b\x32\x1e.tinkergate.v1.OptimizerConfig\x12\x15\n\rupstream_path\x18\x0f \x01(\t\x1a\x33\n\x11UserMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\x16ListCheckpointsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x17ListCheckpointsResponse\x12.\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x19.tinkergate.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14GetCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"F\n\x15GetCheckpointResponse\x12-\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x19.tinkergate.v1.Checkpoint\"\'\n\x17\x44\x65leteCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteCheckpointResponse\"{\n\x17ImportCheckpointRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.tinkergate.v1.ImportHeaderH\x00\x12(\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x18.tinkergate.v1.FilePieceH\x00\x42\x07\n\x05piece\"\xbc\x01\n\x0cImportHeader\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x44\n\ruser_metadata\x18\x04 \x03(\x0b\x32-.tinkergate.v1.ImportHeader.UserMetadataEntry\x1a\x33\n\x11UserMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\tFilePiece\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"I\n\x18ImportCheckpointResponse\x12-\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x19.tinkergate.v1.Checkpoint\"(\n\x18PublishCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"J\n\x19PublishCheckpointResponse\x12-\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x19.tinkergate.v1.Checkpoint\"*\n\x1aUnpublishCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"L\n\x1bUnpublishCheckpointResponse\x12-\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x19.tinkergate.v1.Checkpoint\"O\n\x17SetCheckpointTtlRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x18SetCheckpointTtlResponse\x12-\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x19.tinkergate.v1.Checkpoint\"\x8d\x01\n\x15\x43opyCheckpointRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x19\n\x0cmodel_seq_id\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\n\r_model_seq_id\"G\n\x16\x43opyCheckpointResponse\x12-\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x19.tinkergate.v1.Checkpoint\"2\n\x0e\x43heckpointFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"Q\n\x1aListCheckpointFilesRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x1bListCheckpointFilesResponse\x12,\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1d.tinkergate.v1.CheckpointFile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x8a\x01\n\x0e\x43heckpointType\x12\x1f\n\x1b\x43HECKPOINT_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43HECKPOINT_TYPE_TRAINING\x10\x01\x12\x1b\n\x17\x43HECKPOINT_TYPE_SAMPLER\x10\x02\x12\x1c\n\x18\x43HECKPOINT_TYPE_EXTERNAL\x10\x03\x32\xa5\x07\n\x11\x43heckpointService\x12`\n\x0fListCheckpoints\x12%.tinkergate.v1.ListCheckpointsRequest\x1a&.tinkergate.v1.ListCheckpointsResponse\x12Z\n\rGetCheckpoint\x12#.tinkergate.v1.GetCheckpointRequest\x1a$.tinkergate.v1.GetCheckpointResponse\x12\x63\n\x10\x44\x65leteCheckpoint\x12&.tinkergate.v1.DeleteCheckpointRequest\x1a\'.tinkergate.v1.DeleteCheckpointResponse\x12\x65\n\x10ImportCheckpoint\x12&.tinkergate.v1.ImportCheckpointRequest\x1a\'.tinkergate.v1.ImportCheckpointResponse(\x01\x12\x66\n\x11PublishCheckpoint\x12\'.tinkergate.v1.PublishCheckpointRequest\x1a(.tinkergate.v1.PublishCheckpointResponse\x12l\n\x13UnpublishCheckpoint\x12).tinkergate.v1.UnpublishCheckpointRequest\x1a*.tinkergate.v1.UnpublishCheckpointResponse\x12\x63\n\x10SetCheckpointTtl\x12&.tinkergate.v1.SetCheckpointTtlRequest\x1a\'.tinkergate.v1.SetCheckpointTtlResponse\x12]\n\x0e\x43opyCheckpoint\x12$.tinkergate.v1.CopyCheckpointRequest\x1a%.tinkergate.v1.CopyCheckpointResponse\x12l\n\x13ListCheckpointFiles\x12).tinkergate.v1.ListCheckpointFilesRequest\x1a*.tinkergate.v1.ListCheckpointFilesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,34 +39,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOINT_USERMETADATAENTRY']._serialized_options = b'8\001'
   _globals['_IMPORTHEADER_USERMETADATAENTRY']._loaded_options = None
   _globals['_IMPORTHEADER_USERMETADATAENTRY']._serialized_options = b'8\001'
-  _globals['_CHECKPOINTTYPE']._serialized_start=1303
-  _globals['_CHECKPOINTTYPE']._serialized_end=1441
-  _globals['_CHECKPOINT']._serialized_start=83
-  _globals['_CHECKPOINT']._serialized_end=506
-  _globals['_CHECKPOINT_USERMETADATAENTRY']._serialized_start=455
-  _globals['_CHECKPOINT_USERMETADATAENTRY']._serialized_end=506
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=508
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=589
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=591
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=689
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=691
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=727
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=729
-  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=799
-  _globals['_DELETECHECKPOINTREQUEST']._serialized_start=801
-  _globals['_DELETECHECKPOINTREQUEST']._serialized_end=840
-  _globals['_DELETECHECKPOINTRESPONSE']._serialized_start=842
-  _globals['_DELETECHECKPOINTRESPONSE']._serialized_end=868
-  _globals['_IMPORTCHECKPOINTREQUEST']._serialized_start=870
-  _globals['_IMPORTCHECKPOINTREQUEST']._serialized_end=993
-  _globals['_IMPORTHEADER']._serialized_start=996
-  _globals['_IMPORTHEADER']._serialized_end=1184
-  _globals['_IMPORTHEADER_USERMETADATAENTRY']._serialized_start=455
-  _globals['_IMPORTHEADER_USERMETADATAENTRY']._serialized_end=506
-  _globals['_FILEPIECE']._serialized_start=1186
-  _globals['_FILEPIECE']._serialized_end=1225
-  _globals['_IMPORTCHECKPOINTRESPONSE']._serialized_start=1227
-  _globals['_IMPORTCHECKPOINTRESPONSE']._serialized_end=1300
-  _globals['_CHECKPOINTSERVICE']._serialized_start=1444
-  _globals['_CHECKPOINTSERVICE']._serialized_end=1857
+  _globals['_CHECKPOINTTYPE']._serialized_start=2372
+  _globals['_CHECKPOINTTYPE']._serialized_end=2510
+  _globals['_CHECKPOINT']._serialized_start=173
+  _globals['_CHECKPOINT']._serialized_end=725
+  _globals['_CHECKPOINT_USERMETADATAENTRY']._serialized_start=674
+  _globals['_CHECKPOINT_USERMETADATAENTRY']._serialized_end=725
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=727
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=808
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=810
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=908
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=910
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=946
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=948
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=1018
+  _globals['_DELETECHECKPOINTREQUEST']._serialized_start=1020
+  _globals['_DELETECHECKPOINTREQUEST']._serialized_end=1059
+  _globals['_DELETECHECKPOINTRESPONSE']._serialized_start=1061
+  _globals['_DELETECHECKPOINTRESPONSE']._serialized_end=1087
+  _globals['_IMPORTCHECKPOINTREQUEST']._serialized_start=1089
+  _globals['_IMPORTCHECKPOINTREQUEST']._serialized_end=1212
+  _globals['_IMPORTHEADER']._serialized_start=1215
+  _globals['_IMPORTHEADER']._serialized_end=1403
+  _globals['_IMPORTHEADER_USERMETADATAENTRY']._serialized_start=674
+  _globals['_IMPORTHEADER_USERMETADATAENTRY']._serialized_end=725
+  _globals['_FILEPIECE']._serialized_start=1405
+  _globals['_FILEPIECE']._serialized_end=1444
+  _globals['_IMPORTCHECKPOINTRESPONSE']._serialized_start=1446
+  _globals['_IMPORTCHECKPOINTRESPONSE']._serialized_end=1519
+  _globals['_PUBLISHCHECKPOINTREQUEST']._serialized_start=1521
+  _globals['_PUBLISHCHECKPOINTREQUEST']._serialized_end=1561
+  _globals['_PUBLISHCHECKPOINTRESPONSE']._serialized_start=1563
+  _globals['_PUBLISHCHECKPOINTRESPONSE']._serialized_end=1637
+  _globals['_UNPUBLISHCHECKPOINTREQUEST']._serialized_start=1639
+  _globals['_UNPUBLISHCHECKPOINTREQUEST']._serialized_end=1681
+  _globals['_UNPUBLISHCHECKPOINTRESPONSE']._serialized_start=1683
+  _globals['_UNPUBLISHCHECKPOINTRESPONSE']._serialized_end=1759
+  _globals['_SETCHECKPOINTTTLREQUEST']._serialized_start=1761
+  _globals['_SETCHECKPOINTTTLREQUEST']._serialized_end=1840
+  _globals['_SETCHECKPOINTTTLRESPONSE']._serialized_start=1842
+  _globals['_SETCHECKPOINTTTLRESPONSE']._serialized_end=1915
+  _globals['_COPYCHECKPOINTREQUEST']._serialized_start=1918
+  _globals['_COPYCHECKPOINTREQUEST']._serialized_end=2059
+  _globals['_COPYCHECKPOINTRESPONSE']._serialized_start=2061
+  _globals['_COPYCHECKPOINTRESPONSE']._serialized_end=2132
+  _globals['_CHECKPOINTFILE']._serialized_start=2134
+  _globals['_CHECKPOINTFILE']._serialized_end=2184
+  _globals['_LISTCHECKPOINTFILESREQUEST']._serialized_start=2186
+  _globals['_LISTCHECKPOINTFILESREQUEST']._serialized_end=2267
+  _globals['_LISTCHECKPOINTFILESRESPONSE']._serialized_start=2269
+  _globals['_LISTCHECKPOINTFILESRESPONSE']._serialized_end=2369
+  _globals['_CHECKPOINTSERVICE']._serialized_start=2513
+  _globals['_CHECKPOINTSERVICE']._serialized_end=3446
 # @@protoc_insertion_point(module_scope)

@@ -5,10 +5,13 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tinkergate.v1 import model_pb2 as _model_pb2
+from tinkergate.v1 import optimizer_pb2 as _optimizer_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -86,12 +89,16 @@ class Checkpoint(_message.Message):
     PUBLIC_FIELD_NUMBER: _builtins.int
     USER_METADATA_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    LORA_CONFIG_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_CONFIG_FIELD_NUMBER: _builtins.int
+    UPSTREAM_PATH_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The canonical path: tinker://{model_id}/weights/{name} for training checkpoints,
-    tinker://{model_id}/sampler_weights/{name} for samplers.
+    tinker://{model_id}/sampler_weights/{name} for samplers, and
+    tinker://{model_id}/external_weights/{name} for those that are to be taken elsewhere.
     """
     checkpoint_id: _builtins.str
-    """"weights/{name}" or "sampler_weights/{name}": the part after the model id."""
+    """"weights/{name}" and so on: the part after the model id."""
     type: Global___CheckpointType.ValueType
     """What it can be used for."""
     model_id: _builtins.str
@@ -106,6 +113,8 @@ class Checkpoint(_message.Message):
     """Whether everybody may read it."""
     backend: _builtins.str
     """The name of the backend that holds it."""
+    upstream_path: _builtins.str
+    """The backend's own path of it, where that differs."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was saved."""
@@ -117,6 +126,14 @@ class Checkpoint(_message.Message):
     @_builtins.property
     def user_metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own notes."""
+
+    @_builtins.property
+    def lora_config(self) -> _model_pb2.LoraConfig:
+        """The adapter with every default filled in, as far as it is known."""
+
+    @_builtins.property
+    def optimizer_config(self) -> _optimizer_pb2.OptimizerConfig:
+        """The optimizer whose state it holds, or that its model was made for."""
 
     def __init__(
         self,
@@ -133,10 +150,13 @@ class Checkpoint(_message.Message):
         public: _builtins.bool = ...,
         user_metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         backend: _builtins.str = ...,
+        lora_config: _model_pb2.LoraConfig | None = ...,
+        optimizer_config: _optimizer_pb2.OptimizerConfig | None = ...,
+        upstream_path: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "lora_config", b"lora_config", "optimizer_config", b"optimizer_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_model", b"base_model", "checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "expire_time", b"expire_time", "lora_rank", b"lora_rank", "model_id", b"model_id", "path", b"path", "public", b"public", "size_bytes", b"size_bytes", "type", b"type", "user_metadata", b"user_metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_model", b"base_model", "checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "expire_time", b"expire_time", "lora_config", b"lora_config", "lora_rank", b"lora_rank", "model_id", b"model_id", "optimizer_config", b"optimizer_config", "path", b"path", "public", b"public", "size_bytes", b"size_bytes", "type", b"type", "upstream_path", b"upstream_path", "user_metadata", b"user_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,3 +442,295 @@ class ImportCheckpointResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportCheckpointResponse: _TypeAlias = ImportCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class PublishCheckpointRequest(_message.Message):
+    """PublishCheckpointRequest names a checkpoint to publish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishCheckpointRequest: _TypeAlias = PublishCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class PublishCheckpointResponse(_message.Message):
+    """PublishCheckpointResponse is the published checkpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishCheckpointResponse: _TypeAlias = PublishCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class UnpublishCheckpointRequest(_message.Message):
+    """UnpublishCheckpointRequest names a checkpoint that is public no more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpublishCheckpointRequest: _TypeAlias = UnpublishCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class UnpublishCheckpointResponse(_message.Message):
+    """UnpublishCheckpointResponse is the checkpoint as it now is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpublishCheckpointResponse: _TypeAlias = UnpublishCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class SetCheckpointTtlRequest(_message.Message):
+    """SetCheckpointTtlRequest sets a checkpoint's time to live."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Counted from now, greater than 0; absent means that it is never removed by itself."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCheckpointTtlRequest: _TypeAlias = SetCheckpointTtlRequest  # noqa: Y015
+
+@_typing.final
+class SetCheckpointTtlResponse(_message.Message):
+    """SetCheckpointTtlResponse is the checkpoint as it now is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCheckpointTtlResponse: _TypeAlias = SetCheckpointTtlResponse  # noqa: Y015
+
+@_typing.final
+class CopyCheckpointRequest(_message.Message):
+    """CopyCheckpointRequest copies a checkpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MODEL_SEQ_ID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path of the original."""
+    session_id: _builtins.str
+    """The session that is to own the copy's training run; empty gives it one of its own."""
+    model_seq_id: _builtins.int
+    """The caller's count of models in the session, from 0, for the id of that training run.
+    (session_id, model_seq_id) is the copy's identity. Absent lets the gateway count.
+    """
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """After how long the copy is removed by itself; absent means never."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        model_seq_id: _builtins.int | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "model_seq_id", b"model_seq_id", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "model_seq_id", b"model_seq_id", "path", b"path", "session_id", b"session_id", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__model_seq_id: _TypeAlias = _typing.Literal["model_seq_id"]  # noqa: Y015
+    _WhichOneofArgType__model_seq_id: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_seq_id) -> _WhichOneofReturnType__model_seq_id | None: ...
+
+Global___CopyCheckpointRequest: _TypeAlias = CopyCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class CopyCheckpointResponse(_message.Message):
+    """CopyCheckpointResponse is the copy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The checkpoint. Its training run cannot be trained on."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyCheckpointResponse: _TypeAlias = CopyCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class CheckpointFile(_message.Message):
+    """CheckpointFile is one file of a checkpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name, such as "adapter_model.safetensors"."""
+    size_bytes: _builtins.int
+    """The size in bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointFile: _TypeAlias = CheckpointFile  # noqa: Y015
+
+@_typing.final
+class ListCheckpointFilesRequest(_message.Message):
+    """ListCheckpointFilesRequest asks for a page of files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path of the checkpoint."""
+    page_size: _builtins.int
+    """The most files to answer; 0 means 100, more than 1000 means 1000."""
+    page_token: _builtins.str
+    """Where to go on: `next_page_token` of the page before; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointFilesRequest: _TypeAlias = ListCheckpointFilesRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckpointFilesResponse(_message.Message):
+    """ListCheckpointFilesResponse is one page of files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page; empty on the last."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointFile]:
+        """The files, by name."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___CheckpointFile] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointFilesResponse: _TypeAlias = ListCheckpointFilesResponse  # noqa: Y015

@@ -56,6 +56,31 @@ class CheckpointServiceStub(object):
                 request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ImportCheckpointRequest.SerializeToString,
                 response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ImportCheckpointResponse.FromString,
                 _registered_method=True)
+        self.PublishCheckpoint = channel.unary_unary(
+                '/tinkergate.v1.CheckpointService/PublishCheckpoint',
+                request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.PublishCheckpointRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.PublishCheckpointResponse.FromString,
+                _registered_method=True)
+        self.UnpublishCheckpoint = channel.unary_unary(
+                '/tinkergate.v1.CheckpointService/UnpublishCheckpoint',
+                request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.UnpublishCheckpointRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.UnpublishCheckpointResponse.FromString,
+                _registered_method=True)
+        self.SetCheckpointTtl = channel.unary_unary(
+                '/tinkergate.v1.CheckpointService/SetCheckpointTtl',
+                request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.SetCheckpointTtlRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.SetCheckpointTtlResponse.FromString,
+                _registered_method=True)
+        self.CopyCheckpoint = channel.unary_unary(
+                '/tinkergate.v1.CheckpointService/CopyCheckpoint',
+                request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.CopyCheckpointRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.CopyCheckpointResponse.FromString,
+                _registered_method=True)
+        self.ListCheckpointFiles = channel.unary_unary(
+                '/tinkergate.v1.CheckpointService/ListCheckpointFiles',
+                request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesResponse.FromString,
+                _registered_method=True)
 
 
 class CheckpointServiceServicer(object):
@@ -92,6 +117,42 @@ class CheckpointServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishCheckpoint(self, request, context):
+        """PublishCheckpoint marks a checkpoint as one that everybody may read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpublishCheckpoint(self, request, context):
+        """UnpublishCheckpoint takes the mark away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCheckpointTtl(self, request, context):
+        """SetCheckpointTtl says after how long from now a checkpoint is removed by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyCheckpoint(self, request, context):
+        """CopyCheckpoint makes a checkpoint of the same weights under a training run of its own. The
+        copy lives on when the original is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpointFiles(self, request, context):
+        """ListCheckpointFiles lists the files of a checkpoint, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CheckpointServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -114,6 +175,31 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
                     servicer.ImportCheckpoint,
                     request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ImportCheckpointRequest.FromString,
                     response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ImportCheckpointResponse.SerializeToString,
+            ),
+            'PublishCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishCheckpoint,
+                    request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.PublishCheckpointRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.PublishCheckpointResponse.SerializeToString,
+            ),
+            'UnpublishCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpublishCheckpoint,
+                    request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.UnpublishCheckpointRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.UnpublishCheckpointResponse.SerializeToString,
+            ),
+            'SetCheckpointTtl': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCheckpointTtl,
+                    request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.SetCheckpointTtlRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.SetCheckpointTtlResponse.SerializeToString,
+            ),
+            'CopyCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyCheckpoint,
+                    request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.CopyCheckpointRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.CopyCheckpointResponse.SerializeToString,
+            ),
+            'ListCheckpointFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpointFiles,
+                    request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +312,141 @@ class CheckpointService(object):
             '/tinkergate.v1.CheckpointService/ImportCheckpoint',
             tinkergate_dot_v1_dot_checkpoint__pb2.ImportCheckpointRequest.SerializeToString,
             tinkergate_dot_v1_dot_checkpoint__pb2.ImportCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinkergate.v1.CheckpointService/PublishCheckpoint',
+            tinkergate_dot_v1_dot_checkpoint__pb2.PublishCheckpointRequest.SerializeToString,
+            tinkergate_dot_v1_dot_checkpoint__pb2.PublishCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpublishCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinkergate.v1.CheckpointService/UnpublishCheckpoint',
+            tinkergate_dot_v1_dot_checkpoint__pb2.UnpublishCheckpointRequest.SerializeToString,
+            tinkergate_dot_v1_dot_checkpoint__pb2.UnpublishCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCheckpointTtl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinkergate.v1.CheckpointService/SetCheckpointTtl',
+            tinkergate_dot_v1_dot_checkpoint__pb2.SetCheckpointTtlRequest.SerializeToString,
+            tinkergate_dot_v1_dot_checkpoint__pb2.SetCheckpointTtlResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinkergate.v1.CheckpointService/CopyCheckpoint',
+            tinkergate_dot_v1_dot_checkpoint__pb2.CopyCheckpointRequest.SerializeToString,
+            tinkergate_dot_v1_dot_checkpoint__pb2.CopyCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpointFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinkergate.v1.CheckpointService/ListCheckpointFiles',
+            tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesRequest.SerializeToString,
+            tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,18 @@ class CheckpointServiceStub:
     """ImportCheckpoint takes in an adapter that PEFT or another server saved. The first message
     is the header; file pieces follow, each file's in order.
     """
+    PublishCheckpoint: _grpc.UnaryUnaryMultiCallable[_checkpoint_pb2.PublishCheckpointRequest, _checkpoint_pb2.PublishCheckpointResponse]
+    """PublishCheckpoint marks a checkpoint as one that everybody may read."""
+    UnpublishCheckpoint: _grpc.UnaryUnaryMultiCallable[_checkpoint_pb2.UnpublishCheckpointRequest, _checkpoint_pb2.UnpublishCheckpointResponse]
+    """UnpublishCheckpoint takes the mark away."""
+    SetCheckpointTtl: _grpc.UnaryUnaryMultiCallable[_checkpoint_pb2.SetCheckpointTtlRequest, _checkpoint_pb2.SetCheckpointTtlResponse]
+    """SetCheckpointTtl says after how long from now a checkpoint is removed by itself."""
+    CopyCheckpoint: _grpc.UnaryUnaryMultiCallable[_checkpoint_pb2.CopyCheckpointRequest, _checkpoint_pb2.CopyCheckpointResponse]
+    """CopyCheckpoint makes a checkpoint of the same weights under a training run of its own. The
+    copy lives on when the original is deleted.
+    """
+    ListCheckpointFiles: _grpc.UnaryUnaryMultiCallable[_checkpoint_pb2.ListCheckpointFilesRequest, _checkpoint_pb2.ListCheckpointFilesResponse]
+    """ListCheckpointFiles lists the files of a checkpoint, by name."""
 
 @_typing.type_check_only
 class CheckpointServiceAsyncStub(CheckpointServiceStub):
@@ -63,6 +75,18 @@ class CheckpointServiceAsyncStub(CheckpointServiceStub):
     """ImportCheckpoint takes in an adapter that PEFT or another server saved. The first message
     is the header; file pieces follow, each file's in order.
     """
+    PublishCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.PublishCheckpointRequest, _checkpoint_pb2.PublishCheckpointResponse]  # type: ignore[assignment]
+    """PublishCheckpoint marks a checkpoint as one that everybody may read."""
+    UnpublishCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.UnpublishCheckpointRequest, _checkpoint_pb2.UnpublishCheckpointResponse]  # type: ignore[assignment]
+    """UnpublishCheckpoint takes the mark away."""
+    SetCheckpointTtl: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.SetCheckpointTtlRequest, _checkpoint_pb2.SetCheckpointTtlResponse]  # type: ignore[assignment]
+    """SetCheckpointTtl says after how long from now a checkpoint is removed by itself."""
+    CopyCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.CopyCheckpointRequest, _checkpoint_pb2.CopyCheckpointResponse]  # type: ignore[assignment]
+    """CopyCheckpoint makes a checkpoint of the same weights under a training run of its own. The
+    copy lives on when the original is deleted.
+    """
+    ListCheckpointFiles: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.ListCheckpointFilesRequest, _checkpoint_pb2.ListCheckpointFilesResponse]  # type: ignore[assignment]
+    """ListCheckpointFiles lists the files of a checkpoint, by name."""
 
 class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
     """CheckpointService looks after what was saved. A checkpoint is a PEFT folder: adapter_config.json,
@@ -102,5 +126,47 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         """ImportCheckpoint takes in an adapter that PEFT or another server saved. The first message
         is the header; file pieces follow, each file's in order.
         """
+
+    @_abc_1.abstractmethod
+    def PublishCheckpoint(
+        self,
+        request: _checkpoint_pb2.PublishCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_pb2.PublishCheckpointResponse, _abc.Awaitable[_checkpoint_pb2.PublishCheckpointResponse]]:
+        """PublishCheckpoint marks a checkpoint as one that everybody may read."""
+
+    @_abc_1.abstractmethod
+    def UnpublishCheckpoint(
+        self,
+        request: _checkpoint_pb2.UnpublishCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_pb2.UnpublishCheckpointResponse, _abc.Awaitable[_checkpoint_pb2.UnpublishCheckpointResponse]]:
+        """UnpublishCheckpoint takes the mark away."""
+
+    @_abc_1.abstractmethod
+    def SetCheckpointTtl(
+        self,
+        request: _checkpoint_pb2.SetCheckpointTtlRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_pb2.SetCheckpointTtlResponse, _abc.Awaitable[_checkpoint_pb2.SetCheckpointTtlResponse]]:
+        """SetCheckpointTtl says after how long from now a checkpoint is removed by itself."""
+
+    @_abc_1.abstractmethod
+    def CopyCheckpoint(
+        self,
+        request: _checkpoint_pb2.CopyCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_pb2.CopyCheckpointResponse, _abc.Awaitable[_checkpoint_pb2.CopyCheckpointResponse]]:
+        """CopyCheckpoint makes a checkpoint of the same weights under a training run of its own. The
+        copy lives on when the original is deleted.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCheckpointFiles(
+        self,
+        request: _checkpoint_pb2.ListCheckpointFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_pb2.ListCheckpointFilesResponse, _abc.Awaitable[_checkpoint_pb2.ListCheckpointFilesResponse]]:
+        """ListCheckpointFiles lists the files of a checkpoint, by name."""
 
 def add_CheckpointServiceServicer_to_server(servicer: CheckpointServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -125,6 +125,32 @@ class LoraConfig(_message.Message):
 Global___LoraConfig: _TypeAlias = LoraConfig  # noqa: Y015
 
 @_typing.final
+class RolloutCorrection(_message.Message):
+    """RolloutCorrection has the importance_sampling loss leave out sequences that the trainer and the
+    sampler disagree on: masked importance sampling on sequences.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    threshold: _builtins.float
+    """How far the ratio of a sequence may be from 1: one whose ratio is over it, or under its
+    inverse, gets no gradient. Greater than 1.
+    """
+    def __init__(
+        self,
+        *,
+        threshold: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutCorrection: _TypeAlias = RolloutCorrection  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     """Model is one adapter in training."""
 
@@ -169,6 +195,7 @@ class Model(_message.Message):
     LAST_CHECKPOINT_FIELD_NUMBER: _builtins.int
     LAST_SAMPLER_CHECKPOINT_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    ROLLOUT_CORRECTION_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """{session_id}:train:{n}."""
     session_id: _builtins.str
@@ -219,6 +246,10 @@ class Model(_message.Message):
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Where the backend's adapter differs from what was asked and the caller accepted, in words."""
 
+    @_builtins.property
+    def rollout_correction(self) -> Global___RolloutCorrection:
+        """How sequences are left out of the importance_sampling loss; absent means that none is."""
+
     def __init__(
         self,
         *,
@@ -241,10 +272,11 @@ class Model(_message.Message):
         last_checkpoint: _builtins.str = ...,
         last_sampler_checkpoint: _builtins.str = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        rollout_correction: Global___RolloutCorrection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_request_time", b"last_request_time", "lora_config", b"lora_config", "optimizer_config", b"optimizer_config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_request_time", b"last_request_time", "lora_config", b"lora_config", "optimizer_config", b"optimizer_config", "rollout_correction", b"rollout_correction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "backend", b"backend", "base_model", b"base_model", "create_time", b"create_time", "last_checkpoint", b"last_checkpoint", "last_request_time", b"last_request_time", "last_sampler_checkpoint", b"last_sampler_checkpoint", "lora_config", b"lora_config", "max_context_length", b"max_context_length", "model_id", b"model_id", "next_seq_id", b"next_seq_id", "notes", b"notes", "optimizer_config", b"optimizer_config", "optimizer_steps", b"optimizer_steps", "session_id", b"session_id", "state", b"state", "tokenizer_id", b"tokenizer_id", "user_metadata", b"user_metadata", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "backend", b"backend", "base_model", b"base_model", "create_time", b"create_time", "last_checkpoint", b"last_checkpoint", "last_request_time", b"last_request_time", "last_sampler_checkpoint", b"last_sampler_checkpoint", "lora_config", b"lora_config", "max_context_length", b"max_context_length", "model_id", b"model_id", "next_seq_id", b"next_seq_id", "notes", b"notes", "optimizer_config", b"optimizer_config", "optimizer_steps", b"optimizer_steps", "rollout_correction", b"rollout_correction", "session_id", b"session_id", "state", b"state", "tokenizer_id", b"tokenizer_id", "user_metadata", b"user_metadata", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,6 +345,7 @@ class CreateModelRequest(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     USER_METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROLLOUT_CORRECTION_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session that is to own it."""
     model_seq_id: _builtins.int
@@ -345,6 +378,12 @@ class CreateModelRequest(_message.Message):
     def user_metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own notes."""
 
+    @_builtins.property
+    def rollout_correction(self) -> Global___RolloutCorrection:
+        """Leaves sequences out of the importance_sampling loss; only backends that say so in their
+        capabilities.
+        """
+
     def __init__(
         self,
         *,
@@ -357,10 +396,11 @@ class CreateModelRequest(_message.Message):
         backend: _builtins.str = ...,
         user_metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        rollout_correction: Global___RolloutCorrection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "base_model", b"base_model", "checkpoint", b"checkpoint", "lora_config", b"lora_config", "model_seq_id", b"model_seq_id", "optimizer_config", b"optimizer_config", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "base_model", b"base_model", "checkpoint", b"checkpoint", "lora_config", b"lora_config", "model_seq_id", b"model_seq_id", "optimizer_config", b"optimizer_config", "rollout_correction", b"rollout_correction", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "backend", b"backend", "base_model", b"base_model", "checkpoint", b"checkpoint", "lora_config", b"lora_config", "model_seq_id", b"model_seq_id", "optimizer_config", b"optimizer_config", "request_id", b"request_id", "session_id", b"session_id", "source", b"source", "user_metadata", b"user_metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "backend", b"backend", "base_model", b"base_model", "checkpoint", b"checkpoint", "lora_config", b"lora_config", "model_seq_id", b"model_seq_id", "optimizer_config", b"optimizer_config", "request_id", b"request_id", "rollout_correction", b"rollout_correction", "session_id", b"session_id", "source", b"source", "user_metadata", b"user_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model_seq_id: _TypeAlias = _typing.Literal["model_seq_id"]  # noqa: Y015
     _WhichOneofArgType__model_seq_id: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id"]  # noqa: Y015

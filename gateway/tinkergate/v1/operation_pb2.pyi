@@ -47,6 +47,14 @@ class _OperationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operati
     """TrainingService.LoadState."""
     OPERATION_KIND_SAVE_WEIGHTS_FOR_SAMPLER: _OperationKind.ValueType  # 8
     """TrainingService.SaveWeightsForSampler."""
+    OPERATION_KIND_SAVE_WEIGHTS_EXTERNAL: _OperationKind.ValueType  # 9
+    """TrainingService.SaveWeightsExternal."""
+    OPERATION_KIND_FORWARD_BACKWARD_REVERSE_KL: _OperationKind.ValueType  # 10
+    """MintService.ForwardBackwardReverseKl."""
+    OPERATION_KIND_INTERPOLATE_CHECKPOINTS: _OperationKind.ValueType  # 11
+    """MintService.InterpolateCheckpoints."""
+    OPERATION_KIND_VLA_TRAIN_STEP: _OperationKind.ValueType  # 12
+    """MintService.VlaTrainStep."""
 
 class OperationKind(_OperationKind, metaclass=_OperationKindEnumTypeWrapper):
     """OperationKind is what an operation does."""
@@ -69,6 +77,14 @@ OPERATION_KIND_LOAD_STATE: OperationKind.ValueType  # 7
 """TrainingService.LoadState."""
 OPERATION_KIND_SAVE_WEIGHTS_FOR_SAMPLER: OperationKind.ValueType  # 8
 """TrainingService.SaveWeightsForSampler."""
+OPERATION_KIND_SAVE_WEIGHTS_EXTERNAL: OperationKind.ValueType  # 9
+"""TrainingService.SaveWeightsExternal."""
+OPERATION_KIND_FORWARD_BACKWARD_REVERSE_KL: OperationKind.ValueType  # 10
+"""MintService.ForwardBackwardReverseKl."""
+OPERATION_KIND_INTERPOLATE_CHECKPOINTS: OperationKind.ValueType  # 11
+"""MintService.InterpolateCheckpoints."""
+OPERATION_KIND_VLA_TRAIN_STEP: OperationKind.ValueType  # 12
+"""MintService.VlaTrainStep."""
 Global___OperationKind: _TypeAlias = OperationKind  # noqa: Y015
 
 class _OperationState:
@@ -191,6 +207,9 @@ class Operation(_message.Message):
     SAVE_STATE_FIELD_NUMBER: _builtins.int
     LOAD_STATE_FIELD_NUMBER: _builtins.int
     SAVE_WEIGHTS_FOR_SAMPLER_FIELD_NUMBER: _builtins.int
+    SAVE_WEIGHTS_EXTERNAL_FIELD_NUMBER: _builtins.int
+    INTERPOLATE_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    VLA_TRAIN_STEP_FIELD_NUMBER: _builtins.int
     RESULT_EXPIRED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to ask for it by. Opaque."""
@@ -199,7 +218,7 @@ class Operation(_message.Message):
     state: Global___OperationState.ValueType
     """Where it is in its life."""
     model_id: _builtins.str
-    """The model that it belongs to."""
+    """The model that it belongs to; empty if it belongs to none."""
     seq_id: _builtins.int
     """Its place in the model's order; absent if it was ordered by arrival."""
     queue_state: Global___QueueState.ValueType
@@ -234,7 +253,7 @@ class Operation(_message.Message):
 
     @_builtins.property
     def forward_backward(self) -> Global___ForwardBackwardOutput:
-        """Of Forward and ForwardBackward."""
+        """Of Forward, ForwardBackward and ForwardBackwardReverseKl."""
 
     @_builtins.property
     def optim_step(self) -> Global___OptimStepResult:
@@ -251,6 +270,18 @@ class Operation(_message.Message):
     @_builtins.property
     def save_weights_for_sampler(self) -> Global___SaveWeightsForSamplerResult:
         """Of SaveWeightsForSampler."""
+
+    @_builtins.property
+    def save_weights_external(self) -> Global___SaveWeightsExternalResult:
+        """Of SaveWeightsExternal."""
+
+    @_builtins.property
+    def interpolate_checkpoints(self) -> Global___InterpolateCheckpointsResult:
+        """Of InterpolateCheckpoints."""
+
+    @_builtins.property
+    def vla_train_step(self) -> Global___VlaTrainStepResult:
+        """Of VlaTrainStep."""
 
     def __init__(
         self,
@@ -273,15 +304,18 @@ class Operation(_message.Message):
         save_state: Global___SaveStateResult | None = ...,
         load_state: Global___LoadStateResult | None = ...,
         save_weights_for_sampler: Global___SaveWeightsForSamplerResult | None = ...,
+        save_weights_external: Global___SaveWeightsExternalResult | None = ...,
+        interpolate_checkpoints: Global___InterpolateCheckpointsResult | None = ...,
+        vla_train_step: Global___VlaTrainStepResult | None = ...,
         result_expired: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "create_model", b"create_model", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "forward_backward", b"forward_backward", "load_state", b"load_state", "optim_step", b"optim_step", "result", b"result", "save_state", b"save_state", "save_weights_for_sampler", b"save_weights_for_sampler", "seq_id", b"seq_id", "start_time", b"start_time", "unload_model", b"unload_model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "create_model", b"create_model", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "forward_backward", b"forward_backward", "interpolate_checkpoints", b"interpolate_checkpoints", "load_state", b"load_state", "optim_step", b"optim_step", "result", b"result", "save_state", b"save_state", "save_weights_external", b"save_weights_external", "save_weights_for_sampler", b"save_weights_for_sampler", "seq_id", b"seq_id", "start_time", b"start_time", "unload_model", b"unload_model", "vla_train_step", b"vla_train_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "create_model", b"create_model", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "forward_backward", b"forward_backward", "kind", b"kind", "load_state", b"load_state", "model_id", b"model_id", "name", b"name", "optim_step", b"optim_step", "queue_state", b"queue_state", "queue_state_reason", b"queue_state_reason", "result", b"result", "result_expired", b"result_expired", "save_state", b"save_state", "save_weights_for_sampler", b"save_weights_for_sampler", "seq_id", b"seq_id", "start_time", b"start_time", "state", b"state", "unload_model", b"unload_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "create_model", b"create_model", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "forward_backward", b"forward_backward", "interpolate_checkpoints", b"interpolate_checkpoints", "kind", b"kind", "load_state", b"load_state", "model_id", b"model_id", "name", b"name", "optim_step", b"optim_step", "queue_state", b"queue_state", "queue_state_reason", b"queue_state_reason", "result", b"result", "result_expired", b"result_expired", "save_state", b"save_state", "save_weights_external", b"save_weights_external", "save_weights_for_sampler", b"save_weights_for_sampler", "seq_id", b"seq_id", "start_time", b"start_time", "state", b"state", "unload_model", b"unload_model", "vla_train_step", b"vla_train_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seq_id: _TypeAlias = _typing.Literal["seq_id"]  # noqa: Y015
     _WhichOneofArgType__seq_id: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id"]  # noqa: Y015
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_model", "unload_model", "forward_backward", "optim_step", "save_state", "load_state", "save_weights_for_sampler"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "create_model", "unload_model", "forward_backward", "optim_step", "save_state", "load_state", "save_weights_for_sampler", "save_weights_external", "interpolate_checkpoints", "vla_train_step"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seq_id) -> _WhichOneofReturnType__seq_id | None: ...
@@ -634,6 +668,98 @@ class SaveWeightsForSamplerResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SaveWeightsForSamplerResult: _TypeAlias = SaveWeightsForSamplerResult  # noqa: Y015
+
+@_typing.final
+class SaveWeightsExternalResult(_message.Message):
+    """SaveWeightsExternalResult is the outcome of SaveWeightsExternal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path of the checkpoint."""
+    size_bytes: _builtins.int
+    """The size of all its files in bytes."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveWeightsExternalResult: _TypeAlias = SaveWeightsExternalResult  # noqa: Y015
+
+@_typing.final
+class InterpolateCheckpointsResult(_message.Message):
+    """InterpolateCheckpointsResult is the outcome of InterpolateCheckpoints."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path of the new checkpoint."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterpolateCheckpointsResult: _TypeAlias = InterpolateCheckpointsResult  # noqa: Y015
+
+@_typing.final
+class VlaTrainStepResult(_message.Message):
+    """VlaTrainStepResult is the outcome of VlaTrainStep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    METRICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Figures of the step, such as "loss:mean"."""
+
+    def __init__(
+        self,
+        *,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VlaTrainStepResult: _TypeAlias = VlaTrainStepResult  # noqa: Y015
 
 @_typing.final
 class GetOperationRequest(_message.Message):

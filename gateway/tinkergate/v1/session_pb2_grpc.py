@@ -62,6 +62,11 @@ class SessionServiceStub(object):
                 request_serializer=tinkergate_dot_v1_dot_session__pb2.FinishSessionRequest.SerializeToString,
                 response_deserializer=tinkergate_dot_v1_dot_session__pb2.FinishSessionResponse.FromString,
                 _registered_method=True)
+        self.SetSessionProject = channel.unary_unary(
+                '/tinkergate.v1.SessionService/SetSessionProject',
+                request_serializer=tinkergate_dot_v1_dot_session__pb2.SetSessionProjectRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_session__pb2.SetSessionProjectResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer(object):
@@ -106,6 +111,13 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetSessionProject(self, request, context):
+        """SetSessionProject moves a session into a project, or out of any.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -133,6 +145,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.FinishSession,
                     request_deserializer=tinkergate_dot_v1_dot_session__pb2.FinishSessionRequest.FromString,
                     response_serializer=tinkergate_dot_v1_dot_session__pb2.FinishSessionResponse.SerializeToString,
+            ),
+            'SetSessionProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSessionProject,
+                    request_deserializer=tinkergate_dot_v1_dot_session__pb2.SetSessionProjectRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_session__pb2.SetSessionProjectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +290,33 @@ class SessionService(object):
             '/tinkergate.v1.SessionService/FinishSession',
             tinkergate_dot_v1_dot_session__pb2.FinishSessionRequest.SerializeToString,
             tinkergate_dot_v1_dot_session__pb2.FinishSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSessionProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinkergate.v1.SessionService/SetSessionProject',
+            tinkergate_dot_v1_dot_session__pb2.SetSessionProjectRequest.SerializeToString,
+            tinkergate_dot_v1_dot_session__pb2.SetSessionProjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class SessionServiceStub:
     """
     FinishSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.FinishSessionRequest, _session_pb2.FinishSessionResponse]
     """FinishSession ends a session and unloads its models. Finishing twice is no error."""
+    SetSessionProject: _grpc.UnaryUnaryMultiCallable[_session_pb2.SetSessionProjectRequest, _session_pb2.SetSessionProjectResponse]
+    """SetSessionProject moves a session into a project, or out of any."""
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -69,6 +71,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
     FinishSession: _aio.UnaryUnaryMultiCallable[_session_pb2.FinishSessionRequest, _session_pb2.FinishSessionResponse]  # type: ignore[assignment]
     """FinishSession ends a session and unloads its models. Finishing twice is no error."""
+    SetSessionProject: _aio.UnaryUnaryMultiCallable[_session_pb2.SetSessionProjectRequest, _session_pb2.SetSessionProjectResponse]  # type: ignore[assignment]
+    """SetSessionProject moves a session into a project, or out of any."""
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """SessionService opens and closes the sessions that own models and samplers. A session lives as
@@ -117,5 +121,13 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.FinishSessionResponse, _abc.Awaitable[_session_pb2.FinishSessionResponse]]:
         """FinishSession ends a session and unloads its models. Finishing twice is no error."""
+
+    @_abc_1.abstractmethod
+    def SetSessionProject(
+        self,
+        request: _session_pb2.SetSessionProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.SetSessionProjectResponse, _abc.Awaitable[_session_pb2.SetSessionProjectResponse]]:
+        """SetSessionProject moves a session into a project, or out of any."""
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -438,3 +438,81 @@ class SaveWeightsForSamplerRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seq_id) -> _WhichOneofReturnType__seq_id | None: ...
 
 Global___SaveWeightsForSamplerRequest: _TypeAlias = SaveWeightsForSamplerRequest  # noqa: Y015
+
+@_typing.final
+class SaveWeightsExternalRequest(_message.Message):
+    """SaveWeightsExternalRequest saves weights to be taken elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class UserMetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SEQ_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    AGE_ENCRYPTION_RECIPIENTS_FIELD_NUMBER: _builtins.int
+    OVERWRITE_FIELD_NUMBER: _builtins.int
+    USER_METADATA_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model."""
+    seq_id: _builtins.int
+    """The place in the model's order, from 1; absent means order of arrival."""
+    name: _builtins.str
+    """The checkpoint's name, by the same rules as in SaveStateRequest. Not empty."""
+    overwrite: _builtins.bool
+    """Whether a checkpoint of that name is replaced (true) or the operation fails (false)."""
+    request_id: _builtins.str
+    """A UUID that makes a retry answer the same operation where there is no seq_id."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """After how long the checkpoint is removed by itself; absent means never."""
+
+    @_builtins.property
+    def age_encryption_recipients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Public keys of age that the files are to be encrypted for; empty leaves them plain."""
+
+    @_builtins.property
+    def user_metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's own notes."""
+
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        seq_id: _builtins.int | None = ...,
+        name: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        age_encryption_recipients: _abc.Iterable[_builtins.str] | None = ...,
+        overwrite: _builtins.bool = ...,
+        user_metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "seq_id", b"seq_id", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "age_encryption_recipients", b"age_encryption_recipients", "model_id", b"model_id", "name", b"name", "overwrite", b"overwrite", "request_id", b"request_id", "seq_id", b"seq_id", "ttl", b"ttl", "user_metadata", b"user_metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seq_id: _TypeAlias = _typing.Literal["seq_id"]  # noqa: Y015
+    _WhichOneofArgType__seq_id: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seq_id) -> _WhichOneofReturnType__seq_id | None: ...
+
+Global___SaveWeightsExternalRequest: _TypeAlias = SaveWeightsExternalRequest  # noqa: Y015

@@ -77,6 +77,11 @@ class TrainingServiceStub(object):
                 request_serializer=tinkergate_dot_v1_dot_training__pb2.SaveWeightsForSamplerRequest.SerializeToString,
                 response_deserializer=tinkergate_dot_v1_dot_operation__pb2.Operation.FromString,
                 _registered_method=True)
+        self.SaveWeightsExternal = channel.unary_unary(
+                '/tinkergate.v1.TrainingService/SaveWeightsExternal',
+                request_serializer=tinkergate_dot_v1_dot_training__pb2.SaveWeightsExternalRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_operation__pb2.Operation.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -140,6 +145,14 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveWeightsExternal(self, request, context):
+        """SaveWeightsExternal saves the weights of this point in the order to be taken elsewhere: as a
+        PEFT adapter whose files ListCheckpointFiles names. Result: `save_weights_external`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +184,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
             'SaveWeightsForSampler': grpc.unary_unary_rpc_method_handler(
                     servicer.SaveWeightsForSampler,
                     request_deserializer=tinkergate_dot_v1_dot_training__pb2.SaveWeightsForSamplerRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_operation__pb2.Operation.SerializeToString,
+            ),
+            'SaveWeightsExternal': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveWeightsExternal,
+                    request_deserializer=tinkergate_dot_v1_dot_training__pb2.SaveWeightsExternalRequest.FromString,
                     response_serializer=tinkergate_dot_v1_dot_operation__pb2.Operation.SerializeToString,
             ),
     }
@@ -347,6 +365,33 @@ class TrainingService(object):
             target,
             '/tinkergate.v1.TrainingService/SaveWeightsForSampler',
             tinkergate_dot_v1_dot_training__pb2.SaveWeightsForSamplerRequest.SerializeToString,
+            tinkergate_dot_v1_dot_operation__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveWeightsExternal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinkergate.v1.TrainingService/SaveWeightsExternal',
+            tinkergate_dot_v1_dot_training__pb2.SaveWeightsExternalRequest.SerializeToString,
             tinkergate_dot_v1_dot_operation__pb2.Operation.FromString,
             options,
             channel_credentials,

@@ -66,6 +66,10 @@ class TrainingServiceStub:
     """SaveWeightsForSampler freezes the weights of this point in the order for sampling: under a
     name as a checkpoint, or as a sampler straight away. Result: `save_weights_for_sampler`.
     """
+    SaveWeightsExternal: _grpc.UnaryUnaryMultiCallable[_training_pb2.SaveWeightsExternalRequest, _operation_pb2.Operation]
+    """SaveWeightsExternal saves the weights of this point in the order to be taken elsewhere: as a
+    PEFT adapter whose files ListCheckpointFiles names. Result: `save_weights_external`.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -103,6 +107,10 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     SaveWeightsForSampler: _aio.UnaryUnaryMultiCallable[_training_pb2.SaveWeightsForSamplerRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """SaveWeightsForSampler freezes the weights of this point in the order for sampling: under a
     name as a checkpoint, or as a sampler straight away. Result: `save_weights_for_sampler`.
+    """
+    SaveWeightsExternal: _aio.UnaryUnaryMultiCallable[_training_pb2.SaveWeightsExternalRequest, _operation_pb2.Operation]  # type: ignore[assignment]
+    """SaveWeightsExternal saves the weights of this point in the order to be taken elsewhere: as a
+    PEFT adapter whose files ListCheckpointFiles names. Result: `save_weights_external`.
     """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -174,6 +182,16 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
         """SaveWeightsForSampler freezes the weights of this point in the order for sampling: under a
         name as a checkpoint, or as a sampler straight away. Result: `save_weights_for_sampler`.
+        """
+
+    @_abc_1.abstractmethod
+    def SaveWeightsExternal(
+        self,
+        request: _training_pb2.SaveWeightsExternalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
+        """SaveWeightsExternal saves the weights of this point in the order to be taken elsewhere: as a
+        PEFT adapter whose files ListCheckpointFiles names. Result: `save_weights_external`.
         """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,8 +41,10 @@ from tinkergate.v1 import (
     BackendCapabilities,
     BackendKind,
     Checkpoint,
+    CheckpointFile,
     ForwardBackwardRequest,
     ForwardRequest,
+    InterpolateCheckpointsRequest,
     LoadStateRequest,
     OptimStepRequest,
     SampleRequest,
@@ -103,7 +105,7 @@ class LocalBackend:
         """The name to choose it by."""
         return self._name
 
-    async def start(self) -> None:
+    async def start(self, known: Sequence[Checkpoint] = ()) -> None:
         """Clear up after a killed process, and look at the models."""
         await asyncio.to_thread(self._folders.sweep)
         await self._samplers.start()
@@ -186,6 +188,8 @@ class LocalBackend:
                 if request.name:
                     return self._save(request, SAMPLER_WEIGHTS, begun)
                 return self._freeze(request, begun)
+            case _:
+                raise unsupported(type(request).__name__, self._name)
 
     def _forward_backward(
         self, request: ForwardRequest | ForwardBackwardRequest, begun: Callable[[], None]
@@ -324,7 +328,9 @@ class LocalBackend:
         self._checkpoints.drop(path)
         await asyncio.to_thread(self._folders.remove, folders.parse(path))
 
-    async def import_checkpoint(self, checkpoint: Checkpoint, files: Mapping[str, Path]) -> int:
+    async def import_checkpoint(
+        self, checkpoint: Checkpoint, files: Mapping[str, Path]
+    ) -> SavedCheckpoint:
         """Take in a PEFT adapter."""
         loaded = await self._loaded(checkpoint.base_model)
         target = self._folders.folder(folders.parse(checkpoint.path))
@@ -344,10 +350,28 @@ class LocalBackend:
             # The folder must stay until it is read, whatever becomes of the caller.
             waiting = asyncio.ensure_future(asyncio.wrap_future(handle.future))
             try:
-                return await asyncio.shield(waiting)
+                return SavedCheckpoint(await asyncio.shield(waiting), has_optimizer=False)
             except asyncio.CancelledError:
                 await asyncio.wait([waiting])
                 raise
+
+    async def copy_checkpoint(self, source: str, checkpoint: Checkpoint) -> SavedCheckpoint:
+        """Make another checkpoint of the same weights."""
+        raise unsupported("copying of checkpoints", self._name)
+
+    async def interpolate_checkpoints(
+        self, request: InterpolateCheckpointsRequest, checkpoint: Checkpoint
+    ) -> SavedCheckpoint:
+        """Make a checkpoint of the weighted sum of others."""
+        raise unsupported("interpolation of checkpoints", self._name)
+
+    async def checkpoint_files(self, path: str) -> Sequence[CheckpointFile]:
+        """The files of a checkpoint, by name."""
+        raise unsupported("reading of checkpoints", self._name)
+
+    def read_checkpoint_file(self, path: str, name: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes of one file."""
+        raise unsupported("reading of checkpoints", self._name)
 
     async def _loaded(self, base_model: str) -> LoadedBase:
         return await asyncio.shield(asyncio.wrap_future(self._engine.bases.load(base_model)))

@@ -20,6 +20,7 @@ from tinkergate.v1 import (
     OptimStepRequest,
     SamplerWeightsKind,
     SaveStateRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
 )
 
@@ -39,6 +40,8 @@ def check_training_request(request: TrainingRequest, facts: Facts, optimizer: st
         _check_save_state(report, request)
     elif isinstance(request, SaveWeightsForSamplerRequest):
         _check_save_weights(report, request, facts)
+    elif isinstance(request, SaveWeightsExternalRequest):
+        _check_save_external(report, request, facts)
     report.raise_if_any()
     if isinstance(request, LoadStateRequest):
         parse_checkpoint_path("path", request.path)
@@ -103,3 +106,14 @@ def _check_save_weights(
     inflight = SamplerWeightsKind.SAMPLER_WEIGHTS_KIND_INFLIGHT
     if request.kind == inflight and not facts.abilities.capabilities.inflight_samplers:
         raise unsupported("samplers that follow training", facts.abilities.backend)
+
+
+def _check_save_external(report: Report, request: SaveWeightsExternalRequest, facts: Facts) -> None:
+    if not facts.abilities.capabilities.external_weights:
+        raise unsupported("saving of external weights", facts.abilities.backend)
+    if request.age_encryption_recipients:
+        raise unsupported("encryption of weights for recipients of age", facts.abilities.backend)
+    check_name(report, "name", request.name)
+    if request.HasField("ttl"):
+        check_ttl(report, request.ttl)
+    check_metadata(report, request.user_metadata)

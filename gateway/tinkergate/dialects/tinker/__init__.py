@@ -1,0 +1,1 @@
+"""Tinker's REST API: its bodies as messages of the contract, and back. No network, no state."""
