@@ -164,6 +164,11 @@ OnStart = Callable[[], None]
 
 OnPrompt = Callable[[SampleResponse], None]
 OnSequence = Callable[[int, SampledSequence], None]
+OnQueueState = Callable[[QueueState.ValueType, str], None]
+
+
+def _no_matter(state: QueueState.ValueType, reason: str) -> None:
+    """For callers that do not ask why their work waits."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,8 @@ class SampleEvents:
     """What was asked about the prompt; has no sequences."""
     on_sequence: OnSequence
     """A finished sequence and its place in the request."""
+    on_queue_state: OnQueueState = _no_matter
+    """Why the call waits, whenever that changes, with words for people."""
 
 
 class Backend(Protocol):

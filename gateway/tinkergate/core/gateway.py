@@ -19,6 +19,7 @@ from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.operations import Operations
 from tinkergate.core.outcomes import Outcomes
 from tinkergate.core.router import Router
+from tinkergate.core.sample_futures import SampleFutures
 from tinkergate.core.samplers import Samplers
 from tinkergate.core.sampling import Sampling
 from tinkergate.core.scoring import Scoring
@@ -91,6 +92,7 @@ class Gateway:
         self.operations = Operations(settings, self._table, self.sessions)
         sources = Sources(self._router, self.samplers, self._registry)
         self.sampling = Sampling(settings, clock, self._admission, self.sessions, sources)
+        self.sample_futures = SampleFutures(settings, clock, self.sampling, self.sessions)
         self.scoring = Scoring(settings, self._admission, self.sessions, sources)
         self.checkpoints = Checkpoints(
             settings, clock, self._admission, self._router, self.sessions, self._registry
@@ -192,6 +194,7 @@ class Gateway:
         self.sessions.reap()
         self._table.reap()
         self.sampling.reap()
+        self.sample_futures.reap()
         await self.checkpoints.reap()
 
     async def _reap_for_ever(self) -> None:

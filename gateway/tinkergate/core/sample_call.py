@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from typing import Final
 
 from tinkergate.backends.base import Backend, SampleEvents
 from tinkergate.core.faults import as_gateway_error
 from tinkergate.errors import GatewayError, cancelled
 from tinkergate.v1 import (
     IndexedSequence,
+    QueueState,
     SampledSequence,
     SampleRequest,
     SampleResponse,
     StreamSampleResponse,
 )
+
+_ACTIVE: Final = QueueState.QUEUE_STATE_ACTIVE
 
 
 class SampleCall:
@@ -41,6 +45,8 @@ class SampleCall:
         self.end_time = 0.0
         self.size = 0
         """Bytes of the response."""
+        self.queue_state: tuple[QueueState.ValueType, str] = (_ACTIVE, "")
+        """Why it waits, while it does, as the backend tells it."""
         self._asks_about_prompt = _asks_about_prompt(request)
         self._prompt: SampleResponse | None = None
         self._sequences: list[tuple[int, SampledSequence]] = []
@@ -53,7 +59,11 @@ class SampleCall:
         return self.response is not None or self.error is not None
 
     async def _run(self, backend: Backend, request: SampleRequest) -> None:
-        events = SampleEvents(on_prompt=self._on_prompt, on_sequence=self._on_sequence)
+        events = SampleEvents(
+            on_prompt=self._on_prompt,
+            on_sequence=self._on_sequence,
+            on_queue_state=self._on_queue_state,
+        )
         try:
             response = await backend.sample(request, events)
             if not self.done:
@@ -89,6 +99,9 @@ class SampleCall:
         self._sequences.append((index, sequence))
         self._wake()
 
+    def _on_queue_state(self, state: QueueState.ValueType, reason: str) -> None:
+        self.queue_state = (state, reason)
+
     def _complete(self, response: SampleResponse) -> None:
         """Whatever the backend did not report as it came."""
         if self._prompt is None and self._asks_about_prompt:
@@ -119,10 +132,14 @@ class SampleCall:
         finally:
             self._waiters.discard(waiter)
 
-    async def whole(self) -> SampleResponse:
-        """The response, once all sequences are finished."""
+    async def ended(self) -> None:
+        """Wait until it has ended, one way or another."""
         while not self.done:
             await self._changed()
+
+    async def whole(self) -> SampleResponse:
+        """The response, once all sequences are finished."""
+        await self.ended()
         if self.response is None:
             assert self.error is not None
             raise self.error

@@ -56,22 +56,23 @@ class Sampling:
     async def sample(self, request: SampleRequest) -> SampleResponse:
         """Answer Sample. Cancelling the awaiting task leaves the call. Raises EXHAUSTED if too
         much is being drawn already."""
-        call, source = await self._join(request)
+        call, source = await self.join(request)
         with self._following(call, source):
             return await call.whole()
 
     async def stream(self, request: SampleRequest) -> AsyncGenerator[StreamSampleResponse, None]:
         """Answer StreamSample. Closing the iterator leaves the call; close it (`aclosing`) where
         it may not be read to its end."""
-        call, source = await self._join(request)
+        call, source = await self.join(request)
         with self._following(call, source):
             async with aclosing(call.parts()) as parts:
                 async for part in parts:
                     yield part
 
-    async def _join(self, request: SampleRequest) -> tuple[SampleCall, Source]:
-        """The call that the request is a repeat of, or a new one. There is nothing to wait for
-        between this and `_following`."""
+    async def join(self, request: SampleRequest) -> tuple[SampleCall, Source]:
+        """The call that the request is a repeat of, or a new one. Whoever joins is to be counted
+        as one of its callers before waiting for anything. Raises EXHAUSTED if too much is being
+        drawn already."""
         source = await self._sources.find(request)
         key = hashed = None
         if request.HasField("seq_id"):
@@ -107,10 +108,7 @@ class Sampling:
     @contextmanager
     def _following(self, call: SampleCall, source: Source) -> Iterator[None]:
         """Be one of the call's callers."""
-        call.callers += 1
-        if call.grace is not None:
-            call.grace.cancel()
-            call.grace = None
+        self.hold(call)
         try:
             with self._sessions.calling(source.session_id):
                 yield
@@ -118,6 +116,20 @@ class Sampling:
             call.callers -= 1
             if not call.callers and not call.done:
                 self._last_caller_gone(call)
+
+    def hold(self, call: SampleCall) -> None:
+        """Count one more caller, who need not be connected."""
+        call.callers += 1
+        if call.grace is not None:
+            call.grace.cancel()
+            call.grace = None
+
+    def drop(self, call: SampleCall, error: GatewayError) -> None:
+        """A caller that was counted by `hold` wants the call no longer: without others it stops
+        at once, with `error`."""
+        call.callers -= 1
+        if not call.callers:
+            call.stop(error)
 
     def _last_caller_gone(self, call: SampleCall) -> None:
         if self._running.get(call) is None:

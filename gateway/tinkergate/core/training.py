@@ -85,9 +85,40 @@ class Training:
         except GatewayError:
             turn.let_go()
             raise
+        return self._note(live, turn, KINDS[type(request)], identity, hashed).fill(Operation())
+
+    async def refuse(self, request: TrainingRequest, error: GatewayError) -> Operation:
+        """Accept a request that `submit` refused with `error`, or of which not everything could
+        be read: it takes its turn, and then its operation fails with `error`. For clients that
+        number their requests and cannot take a number back, so that what they send after it goes
+        on. `request` has a model_id and a seq_id. Raises NOT_FOUND, PRECONDITION or EXHAUSTED as
+        `submit` does."""
+        entry = self._book.require(request.model_id)
+        self._sessions.heard(entry.message.session_id)
+        identity = _identity(request)
+        hashed, _ = hash_and_size(request)
+        known = self._table.repeated(identity, hashed)
+        if known is not None:
+            return known.fill(Operation())
+        self._admission.check()
+        live = self._book.require_live(request.model_id)
+        turn = _RefusedTurn(request.seq_id, error, self._table)
+        live.sequencer.place(turn)
+        return self._note(live, turn, KINDS[type(request)], identity, hashed).fill(Operation())
+
+    def _note(
+        self,
+        live: LiveModel,
+        turn: _RecordedTurn,
+        kind: OperationKind.ValueType,
+        identity: str,
+        hashed: bytes,
+    ) -> Record:
+        """The operation of a turn that has its place."""
+        entry = live.entry
         turn.record = record = self._table.add(
             name=operation_name(entry.model_id, live.operation_part(turn.seq_id)),
-            kind=KINDS[type(request)],
+            kind=kind,
             model_id=entry.model_id,
             seq_id=turn.seq_id,
             identity=identity,
@@ -96,7 +127,7 @@ class Training:
         )
         record.cancel = partial(live.sequencer.cancel, turn)
         set_time(entry.message.last_request_time, self._clock.now())
-        return record.fill(Operation())
+        return record
 
 
 def _identity(request: TrainingRequest) -> str:
@@ -108,11 +139,43 @@ def _identity(request: TrainingRequest) -> str:
     return ""
 
 
-class _TrainingTurn(Turn[TrainingResult]):
-    """A training request on its way."""
+class _RecordedTurn(Turn[TrainingResult]):
+    """A turn with an operation."""
 
     record: Record
     """Set as soon as the turn has its place, before anything can happen to it."""
+
+    def released(self) -> None:
+        """Those before it have arrived."""
+        self.record.state = QUEUED
+
+
+class _RefusedTurn(_RecordedTurn):
+    """A request that is known to fail when its turn comes."""
+
+    def __init__(self, seq_id: int, error: GatewayError, table: OperationTable) -> None:
+        super().__init__(seq_id, 0)
+        self._error = error
+        self._table = table
+
+    async def begin(self, on_start: OnStart) -> Submission:  # noqa: ARG002
+        """Fail."""
+        raise self._error
+
+    def started(self) -> None:
+        """It never starts."""
+
+    def succeeded(self, result: TrainingResult) -> None:
+        """It never succeeds."""
+        raise AssertionError(f"a refused request has the result {result!r}")
+
+    def failed(self, error: GatewayError) -> None:
+        """Note why nothing came of it."""
+        self._table.fail(self.record, error)
+
+
+class _TrainingTurn(_RecordedTurn):
+    """A training request on its way."""
 
     def __init__(
         self,
@@ -136,10 +199,6 @@ class _TrainingTurn(Turn[TrainingResult]):
         submission = await self._live.route.backend.submit(self._request, on_start)
         self.record.queue_state = submission.queue_state
         return submission
-
-    def released(self) -> None:
-        """Those before it have arrived."""
-        self.record.state = QUEUED
 
     def started(self) -> None:
         """The backend works on it."""
