@@ -122,11 +122,13 @@ class AccountingBackend:
         self.samples_begun = 0
         self.samples_stopped = 0
         self.events: list[str] = []
+        self.known: Sequence[Checkpoint] = ()
         self._jobs: defaultdict[str, asyncio.Queue[_Job]] = defaultdict(asyncio.Queue)
         self._open_jobs: defaultdict[str, int] = defaultdict(int)
         self._workers: dict[str, asyncio.Task[None]] = {}
 
-    async def start(self) -> None:
+    async def start(self, known: Sequence[Checkpoint] = ()) -> None:
+        self.known = known
         self.events.append("start")
 
     async def close(self) -> None:
@@ -326,10 +328,12 @@ class AccountingBackend:
     async def delete_checkpoint(self, path: str) -> None:
         self.saved.pop(path, None)
 
-    async def import_checkpoint(self, checkpoint: Checkpoint, files: Mapping[str, Path]) -> int:
+    async def import_checkpoint(
+        self, checkpoint: Checkpoint, files: Mapping[str, Path]
+    ) -> SavedCheckpoint:
         weights = files["adapter_model.safetensors"].read_bytes()
         self.saved[checkpoint.path] = Account(value=float(len(weights)))
-        return len(weights)
+        return SavedCheckpoint(len(weights), has_optimizer=False)
 
 
 def _loaded(saved: Account, with_optimizer: bool) -> Account:

@@ -13,6 +13,7 @@ from tinkergate.v1 import (
     ForwardBackwardRequest,
     GetModelRequest,
     LoadStateRequest,
+    OperationKind,
     OperationState,
     SaveStateRequest,
     SaveWeightsForSamplerRequest,
@@ -64,6 +65,29 @@ async def test_a_refused_request_takes_no_place(house: Any, make: Any) -> None:
         await house.gateway.training.submit(make.forward_backward(model, 1.0, 1))
     )
     assert done.state == OperationState.OPERATION_STATE_SUCCEEDED
+
+
+async def test_refused_in_its_place_it_fails_there_and_what_follows_goes_on(
+    house: Any, make: Any
+) -> None:
+    model_id = await house.model()
+    training = house.gateway.training
+    bad = ForwardBackwardRequest(model_id=model_id, seq_id=2, loss_fn="no such loss")
+    with pytest.raises(GatewayError) as refused:
+        await training.submit(bad)
+    later = await training.submit(make.optim_step(model_id, seq_id=3))
+    failing = await training.refuse(bad, refused.value)
+    assert (await training.refuse(bad, refused.value)).name == failing.name
+    assert failing.state == OperationState.OPERATION_STATE_PARKED
+    await training.submit(make.forward_backward(model_id, 2.0, 1))
+    done = await house.wait(failing)
+    assert done.state == OperationState.OPERATION_STATE_FAILED
+    assert done.kind == OperationKind.OPERATION_KIND_FORWARD_BACKWARD
+    assert "no such loss" in done.error.message
+    assert (await house.wait(later)).optim_step.metrics["value:mean"] == 2.0
+    with pytest.raises(GatewayError) as conflict:
+        await training.submit(make.forward_backward(model_id, 2.0, 2))
+    assert conflict.value.kind is Kind.CONFLICT
 
 
 async def test_requests_without_seq_id_run_as_they_arrive(house: Any, make: Any) -> None:
