@@ -219,7 +219,7 @@ async def test_a_start_that_fails_closes_what_it_opened(open_house: Any, tmp_pat
     first, second = revived(house.backend), revived(house.backend)
     second.name = "broken"
 
-    async def broken() -> None:
+    async def broken(known: Any) -> None:
         raise GatewayError(
             Kind.UNAVAILABLE, ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE, "no engine"
         )
