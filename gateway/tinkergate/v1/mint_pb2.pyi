@@ -24,8 +24,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ReverseKlDatum(_message.Message):
-    """ReverseKlDatum is one text on which the model and the reference are compared. Each may read a
-    different input before the tokens that are compared.
+    """ReverseKlDatum is one text on which the model and the reference are compared. The two may read
+    different inputs before the tokens that are compared, and end with the same: the student's last
+    row is compared with the reference's last row, the one before with the one before, and so on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -40,18 +41,19 @@ class ReverseKlDatum(_message.Message):
 
     @_builtins.property
     def reference_input(self) -> _model_input_pb2.ModelInput:
-        """What the reference reads."""
+        """What the reference reads. After the first row whose weight is not 0 it must read the same
+        tokens as the student, as many as there are.
+        """
 
     @_builtins.property
     def target_tokens(self) -> _tensor_pb2.Tensor:
-        """int64 (N,) tokens that follow the student's: row i follows input i. The rows with a weight
-        other than 0 must be as many as, and are compared in order with, the last rows of the
-        reference.
+        """int64 (N,) tokens that follow the student's: row i follows input i. They say which predictions
+        are compared; the divergence is over the whole vocabulary, so their values do not enter it.
         """
 
     @_builtins.property
     def weights(self) -> _tensor_pb2.Tensor:
-        """float32 (N,) weight of each row; 0 leaves it out."""
+        """float32 (N,) weight of each row, of either sign; 0 leaves it out."""
 
     def __init__(
         self,

@@ -81,7 +81,9 @@ class MintServiceServicer(object):
 
     def ForwardBackwardReverseKl(self, request, context):
         """ForwardBackwardReverseKl adds the gradient of the reverse Kullback-Leibler divergence from the
-        model to a reference, over the whole vocabulary. Takes a turn in the model's order as the
+        model to a reference, over the whole vocabulary: the sum, over all rows of all datums, of the
+        row's weight times sum_v p(v) (log p(v) - log q(v)), where p and q are the predictions of the
+        model and of the reference at the temperature. Takes a turn in the model's order as the
         operations of TrainingService do. Result: `forward_backward`, with a field "loss" of float32
         [1] for each datum.
         """

@@ -38,7 +38,9 @@ class MintServiceStub:
     def __new__(cls, channel: _aio.Channel) -> MintServiceAsyncStub: ...
     ForwardBackwardReverseKl: _grpc.UnaryUnaryMultiCallable[_mint_pb2.ForwardBackwardReverseKlRequest, _operation_pb2.Operation]
     """ForwardBackwardReverseKl adds the gradient of the reverse Kullback-Leibler divergence from the
-    model to a reference, over the whole vocabulary. Takes a turn in the model's order as the
+    model to a reference, over the whole vocabulary: the sum, over all rows of all datums, of the
+    row's weight times sum_v p(v) (log p(v) - log q(v)), where p and q are the predictions of the
+    model and of the reference at the temperature. Takes a turn in the model's order as the
     operations of TrainingService do. Result: `forward_backward`, with a field "loss" of float32
     [1] for each datum.
     """
@@ -68,7 +70,9 @@ class MintServiceAsyncStub(MintServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ForwardBackwardReverseKl: _aio.UnaryUnaryMultiCallable[_mint_pb2.ForwardBackwardReverseKlRequest, _operation_pb2.Operation]  # type: ignore[assignment]
     """ForwardBackwardReverseKl adds the gradient of the reverse Kullback-Leibler divergence from the
-    model to a reference, over the whole vocabulary. Takes a turn in the model's order as the
+    model to a reference, over the whole vocabulary: the sum, over all rows of all datums, of the
+    row's weight times sum_v p(v) (log p(v) - log q(v)), where p and q are the predictions of the
+    model and of the reference at the temperature. Takes a turn in the model's order as the
     operations of TrainingService do. Result: `forward_backward`, with a field "loss" of float32
     [1] for each datum.
     """
@@ -101,7 +105,9 @@ class MintServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.Operation, _abc.Awaitable[_operation_pb2.Operation]]:
         """ForwardBackwardReverseKl adds the gradient of the reverse Kullback-Leibler divergence from the
-        model to a reference, over the whole vocabulary. Takes a turn in the model's order as the
+        model to a reference, over the whole vocabulary: the sum, over all rows of all datums, of the
+        row's weight times sum_v p(v) (log p(v) - log q(v)), where p and q are the predictions of the
+        model and of the reference at the temperature. Takes a turn in the model's order as the
         operations of TrainingService do. Result: `forward_backward`, with a field "loss" of float32
         [1] for each datum.
         """

@@ -27,7 +27,7 @@ from tinkergate.v1 import operation_pb2 as tinkergate_dot_v1_dot_operation__pb2
 from tinkergate.v1 import optimizer_pb2 as tinkergate_dot_v1_dot_optimizer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tinkergate/v1/model.proto\x12\rtinkergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dtinkergate/v1/operation.proto\x1a\x1dtinkergate/v1/optimizer.proto\"\xde\x01\n\nLoraConfig\x12\x11\n\x04rank\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\ttrain_mlp\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x17\n\ntrain_attn\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x1a\n\rtrain_unembed\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x06 \x01(\x01H\x05\x88\x01\x01\x42\x07\n\x05_rankB\x07\n\x05_seedB\x0c\n\n_train_mlpB\r\n\x0b_train_attnB\x10\n\x0e_train_unembedB\x08\n\x06_alpha\"&\n\x11RolloutCorrection\x12\x11\n\tthreshold\x18\x01 \x01(\x01\"\xcb\x05\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.tinkergate.v1.ModelState\x12.\n\x0blora_config\x18\x06 \x01(\x0b\x32\x19.tinkergate.v1.LoraConfig\x12\x38\n\x10optimizer_config\x18\x07 \x01(\x0b\x32\x1e.tinkergate.v1.OptimizerConfig\x12=\n\ruser_metadata\x18\x08 \x03(\x0b\x32&.tinkergate.v1.Model.UserMetadataEntry\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_request_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ctokenizer_id\x18\x0b \x01(\t\x12\x0c\n\x04\x61rch\x18\x0c \x01(\t\x12\x12\n\nvocab_size\x18\r \x01(\x05\x12\x1a\n\x12max_context_length\x18\x0e \x01(\x05\x12\x13\n\x0bnext_seq_id\x18\x0f \x01(\x05\x12\x17\n\x0foptimizer_steps\x18\x10 \x01(\x03\x12\x17\n\x0flast_checkpoint\x18\x11 \x01(\t\x12\x1f\n\x17last_sampler_checkpoint\x18\x12 \x01(\t\x12\r\n\x05notes\x18\x13 \x03(\t\x12<\n\x12rollout_correction\x18\x14 \x01(\x0b\x32 .tinkergate.v1.RolloutCorrection\x1a\x33\n\x11UserMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x10\x43heckpointSource\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x16\n\x0ewith_optimizer\x18\x02 \x01(\x08\"\xf9\x03\n\x12\x43reateModelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x19\n\x0cmodel_seq_id\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x14\n\nbase_model\x18\x03 \x01(\tH\x00\x12\x35\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1f.tinkergate.v1.CheckpointSourceH\x00\x12.\n\x0blora_config\x18\x05 \x01(\x0b\x32\x19.tinkergate.v1.LoraConfig\x12\x38\n\x10optimizer_config\x18\x06 \x01(\x0b\x32\x1e.tinkergate.v1.OptimizerConfig\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12J\n\ruser_metadata\x18\x08 \x03(\x0b\x32\x33.tinkergate.v1.CreateModelRequest.UserMetadataEntry\x12\x12\n\nrequest_id\x18\t \x01(\t\x12<\n\x12rollout_correction\x18\n \x01(\x0b\x32 .tinkergate.v1.RolloutCorrection\x1a\x33\n\x11UserMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06sourceB\x0f\n\r_model_seq_id\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.tinkergate.v1.Model\"x\n\x11ListModelsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.tinkergate.v1.ModelState\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.tinkergate.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12UnloadModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t*\xa2\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATE_CREATING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x12\x14\n\x10MODEL_STATE_LOST\x10\x05\x32\xc6\x02\n\x0cModelService\x12J\n\x0b\x43reateModel\x12!.tinkergate.v1.CreateModelRequest\x1a\x18.tinkergate.v1.Operation\x12K\n\x08GetModel\x12\x1e.tinkergate.v1.GetModelRequest\x1a\x1f.tinkergate.v1.GetModelResponse\x12Q\n\nListModels\x12 .tinkergate.v1.ListModelsRequest\x1a!.tinkergate.v1.ListModelsResponse\x12J\n\x0bUnloadModel\x12!.tinkergate.v1.UnloadModelRequest\x1a\x18.tinkergate.v1.Operationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tinkergate/v1/model.proto\x12\rtinkergate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dtinkergate/v1/operation.proto\x1a\x1dtinkergate/v1/optimizer.proto\"\xde\x01\n\nLoraConfig\x12\x11\n\x04rank\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\ttrain_mlp\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x17\n\ntrain_attn\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x1a\n\rtrain_unembed\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x06 \x01(\x01H\x05\x88\x01\x01\x42\x07\n\x05_rankB\x07\n\x05_seedB\x0c\n\n_train_mlpB\r\n\x0b_train_attnB\x10\n\x0e_train_unembedB\x08\n\x06_alpha\"\x93\x01\n\x11RolloutCorrection\x12\x16\n\tthreshold\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0flower_threshold\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nweight_cap\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_thresholdB\x12\n\x10_lower_thresholdB\r\n\x0b_weight_cap\"\xcb\x05\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.tinkergate.v1.ModelState\x12.\n\x0blora_config\x18\x06 \x01(\x0b\x32\x19.tinkergate.v1.LoraConfig\x12\x38\n\x10optimizer_config\x18\x07 \x01(\x0b\x32\x1e.tinkergate.v1.OptimizerConfig\x12=\n\ruser_metadata\x18\x08 \x03(\x0b\x32&.tinkergate.v1.Model.UserMetadataEntry\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_request_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0ctokenizer_id\x18\x0b \x01(\t\x12\x0c\n\x04\x61rch\x18\x0c \x01(\t\x12\x12\n\nvocab_size\x18\r \x01(\x05\x12\x1a\n\x12max_context_length\x18\x0e \x01(\x05\x12\x13\n\x0bnext_seq_id\x18\x0f \x01(\x05\x12\x17\n\x0foptimizer_steps\x18\x10 \x01(\x03\x12\x17\n\x0flast_checkpoint\x18\x11 \x01(\t\x12\x1f\n\x17last_sampler_checkpoint\x18\x12 \x01(\t\x12\r\n\x05notes\x18\x13 \x03(\t\x12<\n\x12rollout_correction\x18\x14 \x01(\x0b\x32 .tinkergate.v1.RolloutCorrection\x1a\x33\n\x11UserMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x10\x43heckpointSource\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x16\n\x0ewith_optimizer\x18\x02 \x01(\x08\"\xf9\x03\n\x12\x43reateModelRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x19\n\x0cmodel_seq_id\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x14\n\nbase_model\x18\x03 \x01(\tH\x00\x12\x35\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1f.tinkergate.v1.CheckpointSourceH\x00\x12.\n\x0blora_config\x18\x05 \x01(\x0b\x32\x19.tinkergate.v1.LoraConfig\x12\x38\n\x10optimizer_config\x18\x06 \x01(\x0b\x32\x1e.tinkergate.v1.OptimizerConfig\x12\x0f\n\x07\x62\x61\x63kend\x18\x07 \x01(\t\x12J\n\ruser_metadata\x18\x08 \x03(\x0b\x32\x33.tinkergate.v1.CreateModelRequest.UserMetadataEntry\x12\x12\n\nrequest_id\x18\t \x01(\t\x12<\n\x12rollout_correction\x18\n \x01(\x0b\x32 .tinkergate.v1.RolloutCorrection\x1a\x33\n\x11UserMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06sourceB\x0f\n\r_model_seq_id\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.tinkergate.v1.Model\"x\n\x11ListModelsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.tinkergate.v1.ModelState\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.tinkergate.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12UnloadModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t*\xa2\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATE_CREATING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x12\x14\n\x10MODEL_STATE_LOST\x10\x05\x32\xc6\x02\n\x0cModelService\x12J\n\x0b\x43reateModel\x12!.tinkergate.v1.CreateModelRequest\x1a\x18.tinkergate.v1.Operation\x12K\n\x08GetModel\x12\x1e.tinkergate.v1.GetModelRequest\x1a\x1f.tinkergate.v1.GetModelResponse\x12Q\n\nListModels\x12 .tinkergate.v1.ListModelsRequest\x1a!.tinkergate.v1.ListModelsResponse\x12J\n\x0bUnloadModel\x12!.tinkergate.v1.UnloadModelRequest\x1a\x18.tinkergate.v1.Operationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,32 +38,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL_USERMETADATAENTRY']._serialized_options = b'8\001'
   _globals['_CREATEMODELREQUEST_USERMETADATAENTRY']._loaded_options = None
   _globals['_CREATEMODELREQUEST_USERMETADATAENTRY']._serialized_options = b'8\001'
-  _globals['_MODELSTATE']._serialized_start=2030
-  _globals['_MODELSTATE']._serialized_end=2192
+  _globals['_MODELSTATE']._serialized_start=2140
+  _globals['_MODELSTATE']._serialized_end=2302
   _globals['_LORACONFIG']._serialized_start=140
   _globals['_LORACONFIG']._serialized_end=362
-  _globals['_ROLLOUTCORRECTION']._serialized_start=364
-  _globals['_ROLLOUTCORRECTION']._serialized_end=402
-  _globals['_MODEL']._serialized_start=405
-  _globals['_MODEL']._serialized_end=1120
-  _globals['_MODEL_USERMETADATAENTRY']._serialized_start=1069
-  _globals['_MODEL_USERMETADATAENTRY']._serialized_end=1120
-  _globals['_CHECKPOINTSOURCE']._serialized_start=1122
-  _globals['_CHECKPOINTSOURCE']._serialized_end=1178
-  _globals['_CREATEMODELREQUEST']._serialized_start=1181
-  _globals['_CREATEMODELREQUEST']._serialized_end=1686
-  _globals['_CREATEMODELREQUEST_USERMETADATAENTRY']._serialized_start=1069
-  _globals['_CREATEMODELREQUEST_USERMETADATAENTRY']._serialized_end=1120
-  _globals['_GETMODELREQUEST']._serialized_start=1688
-  _globals['_GETMODELREQUEST']._serialized_end=1723
-  _globals['_GETMODELRESPONSE']._serialized_start=1725
-  _globals['_GETMODELRESPONSE']._serialized_end=1780
-  _globals['_LISTMODELSREQUEST']._serialized_start=1782
-  _globals['_LISTMODELSREQUEST']._serialized_end=1902
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1904
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1987
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1989
-  _globals['_UNLOADMODELREQUEST']._serialized_end=2027
-  _globals['_MODELSERVICE']._serialized_start=2195
-  _globals['_MODELSERVICE']._serialized_end=2521
+  _globals['_ROLLOUTCORRECTION']._serialized_start=365
+  _globals['_ROLLOUTCORRECTION']._serialized_end=512
+  _globals['_MODEL']._serialized_start=515
+  _globals['_MODEL']._serialized_end=1230
+  _globals['_MODEL_USERMETADATAENTRY']._serialized_start=1179
+  _globals['_MODEL_USERMETADATAENTRY']._serialized_end=1230
+  _globals['_CHECKPOINTSOURCE']._serialized_start=1232
+  _globals['_CHECKPOINTSOURCE']._serialized_end=1288
+  _globals['_CREATEMODELREQUEST']._serialized_start=1291
+  _globals['_CREATEMODELREQUEST']._serialized_end=1796
+  _globals['_CREATEMODELREQUEST_USERMETADATAENTRY']._serialized_start=1179
+  _globals['_CREATEMODELREQUEST_USERMETADATAENTRY']._serialized_end=1230
+  _globals['_GETMODELREQUEST']._serialized_start=1798
+  _globals['_GETMODELREQUEST']._serialized_end=1833
+  _globals['_GETMODELRESPONSE']._serialized_start=1835
+  _globals['_GETMODELRESPONSE']._serialized_end=1890
+  _globals['_LISTMODELSREQUEST']._serialized_start=1892
+  _globals['_LISTMODELSREQUEST']._serialized_end=2012
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2014
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2097
+  _globals['_UNLOADMODELREQUEST']._serialized_start=2099
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2137
+  _globals['_MODELSERVICE']._serialized_start=2305
+  _globals['_MODELSERVICE']._serialized_end=2631
 # @@protoc_insertion_point(module_scope)

@@ -126,27 +126,50 @@ Global___LoraConfig: _TypeAlias = LoraConfig  # noqa: Y015
 
 @_typing.final
 class RolloutCorrection(_message.Message):
-    """RolloutCorrection has the importance_sampling loss leave out sequences that the trainer and the
-    sampler disagree on: masked importance sampling on sequences.
+    """RolloutCorrection bounds what the importance_sampling loss makes of sequences that the trainer
+    and the sampler disagree on: masked importance sampling on sequences (Seq-MIS). The ratio of a
+    datum is the product, over its tokens whose advantage and weight are not 0, of the trainer's
+    probability over the sampler's.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    LOWER_THRESHOLD_FIELD_NUMBER: _builtins.int
+    WEIGHT_CAP_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
-    """How far the ratio of a sequence may be from 1: one whose ratio is over it, or under its
-    inverse, gets no gradient. Greater than 1.
+    """A datum whose ratio is over it is left out: no loss and no gradient. At least 1; absent means
+    that none is too large.
+    """
+    lower_threshold: _builtins.float
+    """A datum whose ratio is under it is left out. From 0 to 1; absent means that none is too small."""
+    weight_cap: _builtins.float
+    """Every token of a datum that stays weighs by the datum's ratio, but no more than this, in place of
+    its own ratio; absent keeps its own. Greater than 0.
     """
     def __init__(
         self,
         *,
-        threshold: _builtins.float = ...,
+        threshold: _builtins.float | None = ...,
+        lower_threshold: _builtins.float | None = ...,
+        weight_cap: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lower_threshold", b"_lower_threshold", "_threshold", b"_threshold", "_weight_cap", b"_weight_cap", "lower_threshold", b"lower_threshold", "threshold", b"threshold", "weight_cap", b"weight_cap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lower_threshold", b"_lower_threshold", "_threshold", b"_threshold", "_weight_cap", b"_weight_cap", "lower_threshold", b"lower_threshold", "threshold", b"threshold", "weight_cap", b"weight_cap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lower_threshold: _TypeAlias = _typing.Literal["lower_threshold"]  # noqa: Y015
+    _WhichOneofArgType__lower_threshold: _TypeAlias = _typing.Literal["_lower_threshold", b"_lower_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__weight_cap: _TypeAlias = _typing.Literal["weight_cap"]  # noqa: Y015
+    _WhichOneofArgType__weight_cap: _TypeAlias = _typing.Literal["_weight_cap", b"_weight_cap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lower_threshold) -> _WhichOneofReturnType__lower_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_cap) -> _WhichOneofReturnType__weight_cap | None: ...
 
 Global___RolloutCorrection: _TypeAlias = RolloutCorrection  # noqa: Y015
 
@@ -248,7 +271,9 @@ class Model(_message.Message):
 
     @_builtins.property
     def rollout_correction(self) -> Global___RolloutCorrection:
-        """How sequences are left out of the importance_sampling loss; absent means that none is."""
+        """What the importance_sampling loss does with sequences that trainer and sampler disagree on;
+        absent means nothing.
+        """
 
     def __init__(
         self,
@@ -380,8 +405,8 @@ class CreateModelRequest(_message.Message):
 
     @_builtins.property
     def rollout_correction(self) -> Global___RolloutCorrection:
-        """Leaves sequences out of the importance_sampling loss; only backends that say so in their
-        capabilities.
+        """What the importance_sampling loss does with sequences that trainer and sampler disagree on; only
+        backends that say so in their capabilities.
         """
 
     def __init__(
