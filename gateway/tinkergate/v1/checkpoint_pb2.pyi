@@ -92,6 +92,7 @@ class Checkpoint(_message.Message):
     LORA_CONFIG_FIELD_NUMBER: _builtins.int
     OPTIMIZER_CONFIG_FIELD_NUMBER: _builtins.int
     UPSTREAM_PATH_FIELD_NUMBER: _builtins.int
+    COPIED_FROM_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The canonical path: tinker://{model_id}/weights/{name} for training checkpoints,
     tinker://{model_id}/sampler_weights/{name} for samplers, and
@@ -115,6 +116,8 @@ class Checkpoint(_message.Message):
     """The name of the backend that holds it."""
     upstream_path: _builtins.str
     """The backend's own path of it, where that differs."""
+    copied_from: _builtins.str
+    """The path of the checkpoint that it was copied from; empty if it is no copy."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was saved."""
@@ -153,10 +156,11 @@ class Checkpoint(_message.Message):
         lora_config: _model_pb2.LoraConfig | None = ...,
         optimizer_config: _optimizer_pb2.OptimizerConfig | None = ...,
         upstream_path: _builtins.str = ...,
+        copied_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "lora_config", b"lora_config", "optimizer_config", b"optimizer_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_model", b"base_model", "checkpoint_id", b"checkpoint_id", "create_time", b"create_time", "expire_time", b"expire_time", "lora_config", b"lora_config", "lora_rank", b"lora_rank", "model_id", b"model_id", "optimizer_config", b"optimizer_config", "path", b"path", "public", b"public", "size_bytes", b"size_bytes", "type", b"type", "upstream_path", b"upstream_path", "user_metadata", b"user_metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_model", b"base_model", "checkpoint_id", b"checkpoint_id", "copied_from", b"copied_from", "create_time", b"create_time", "expire_time", b"expire_time", "lora_config", b"lora_config", "lora_rank", b"lora_rank", "model_id", b"model_id", "optimizer_config", b"optimizer_config", "path", b"path", "public", b"public", "size_bytes", b"size_bytes", "type", b"type", "upstream_path", b"upstream_path", "user_metadata", b"user_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -659,19 +663,23 @@ class CheckpointFile(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, such as "adapter_model.safetensors"."""
     size_bytes: _builtins.int
     """The size in bytes."""
+    sha256: _builtins.bytes
+    """The SHA-256 of its contents, 32 bytes; empty if the backend does not say."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
