@@ -26,7 +26,8 @@ from typing import Any, Literal, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from tinkergate.core.settings import CoreSettings
-from tinkergate.ingress.grpc.settings import GrpcSettings, TlsFiles
+from tinkergate.ingress.grpc.settings import GrpcSettings
+from tinkergate.ingress.tls import TlsFiles
 from tinkergate.telemetry import LogFormat, LogLevel
 
 PREFIX = "TINKERGATE_"

@@ -24,7 +24,7 @@ from tinkergate.backends.base import Backend
 from tinkergate.config import Config
 from tinkergate.core.gateway import Gateway
 from tinkergate.errors import GatewayError
-from tinkergate.ingress.grpc.address import Address, ListenError
+from tinkergate.ingress.address import Address, ListenError
 from tinkergate.ingress.grpc.door import GrpcDoor
 from tinkergate.store import DataDirInUseError, DataDirLock, SchemaError, Store
 from tinkergate.telemetry import configure_logging, log_event

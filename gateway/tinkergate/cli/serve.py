@@ -12,7 +12,7 @@ import typer
 from tinkergate.cli.exits import FAILED, USAGE, CommandFailed
 
 if TYPE_CHECKING:
-    from tinkergate.ingress.grpc.address import Address
+    from tinkergate.ingress.address import Address
 
 
 class LogFormatChoice(StrEnum):

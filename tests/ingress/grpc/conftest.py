@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
 from tinkergate.ingress.grpc.interceptor import CallInterceptor
-from tinkergate.ingress.grpc.keys import ApiKeys
+from tinkergate.ingress.keys import ApiKeys
 from tinkergate.v1 import (
     CheckpointServiceServicer,
     GetSessionResponse,

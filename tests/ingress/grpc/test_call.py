@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from tinkergate.ingress.grpc.call import Call
-from tinkergate.ingress.grpc.keys import ApiKeys
+from tinkergate.ingress.keys import ApiKeys
 from tinkergate.v1 import GetSessionRequest, GetSessionResponse
 
 

@@ -16,9 +16,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import tinkergate.v1
 from tinkergate.core.gateway import Gateway
 from tinkergate.core.settings import CoreSettings
-from tinkergate.ingress.grpc.address import ListenError
+from tinkergate.ingress.address import ListenError
 from tinkergate.ingress.grpc.door import GrpcDoor
-from tinkergate.ingress.grpc.settings import GrpcSettings, TlsFiles
+from tinkergate.ingress.grpc.settings import GrpcSettings
+from tinkergate.ingress.tls import TlsFiles
 from tinkergate.store import Store
 from tinkergate.v1 import (
     CapabilitiesServiceStub,

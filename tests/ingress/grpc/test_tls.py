@@ -8,9 +8,9 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from tinkergate.ingress.grpc.address import ListenError
-from tinkergate.ingress.grpc.settings import TlsFiles
+from tinkergate.ingress.address import ListenError
 from tinkergate.ingress.grpc.tls import server_credentials
+from tinkergate.ingress.tls import TlsFiles
 
 
 @pytest.fixture

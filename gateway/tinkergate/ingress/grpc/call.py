@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import secrets
 import time
@@ -16,15 +15,14 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from tinkergate.errors import GatewayError, Kind
-from tinkergate.ingress.grpc.errors import internal_error, reason_name, to_status
-from tinkergate.ingress.grpc.keys import ApiKeys
+from tinkergate.ingress.calls import internal_error, refusal_facts, request_id
+from tinkergate.ingress.grpc.errors import to_status
+from tinkergate.ingress.keys import ApiKeys
 from tinkergate.telemetry import log_event
-from tinkergate.v1 import ErrorReason, FailureCategory
+from tinkergate.v1 import ErrorReason
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Answer = TypeVar("Answer")
-
-MAX_REQUEST_ID_CHARS = 128
 
 _logger = logging.getLogger("tinkergate.request")
 _QUIET = frozenset(
@@ -35,8 +33,6 @@ _QUIET = frozenset(
 )
 """Clients repeat these all the time: they are logged at debug level while they succeed."""
 
-_RUN_ID = secrets.token_hex(4)
-_count = itertools.count(1)
 _CODE_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -68,7 +64,7 @@ class Call:
         try:
             metadata = tuple(self._context.invocation_metadata() or ())
             self._request_id = _request_id(metadata)
-            self._keys.check(self._method, metadata)
+            self._keys.check(metadata)
             remaining = self._context.time_remaining()
             if remaining is not None and remaining <= 0:
                 raise _too_late("the call's deadline had passed when it arrived")
@@ -147,15 +143,7 @@ class Call:
 
     async def _refuse(self, error: GatewayError) -> NoReturn:
         """Answer a failure that callers may know of."""
-        facts: dict[str, object] = {"reason": reason_name(error.reason)}
-        level = logging.INFO
-        if error.backend:
-            facts["backend"] = error.backend
-        if error.kind.value.category != FailureCategory.FAILURE_CATEGORY_USER:
-            level = logging.WARNING
-            facts["message"] = error.message
-        elif error.violations:
-            facts["field"] = error.violations[0].field
+        level, facts = refusal_facts(error)
         self._log(level, _CODE_NAMES[error.code], facts)
         await self._abort(error)
 
@@ -196,17 +184,10 @@ def _too_late(message: str) -> GatewayError:
 
 
 def _request_id(metadata: tuple[tuple[str, str | bytes], ...]) -> str:
-    """The caller's `x-request-id`, by which it finds its calls in our log; else a new one: a number
-    that this process drew at its start, and a count."""
     for name, value in metadata:
-        if (
-            name == "x-request-id"
-            and isinstance(value, str)
-            and 0 < len(value) <= MAX_REQUEST_ID_CHARS
-            and value.isprintable()
-        ):
-            return value
-    return f"{_RUN_ID}{next(_count):08x}"
+        if name == "x-request-id" and isinstance(value, str):
+            return request_id(value)
+    return request_id(None)
 
 
 def _code_of(context: Context) -> int:

@@ -11,25 +11,26 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tinkergate.core.gateway import Gateway
-from tinkergate.ingress.grpc.address import (
+from tinkergate.ingress.address import (
     Address,
     ListenError,
+    check_exposure,
     check_free,
-    is_loopback,
     parse_address,
 )
 from tinkergate.ingress.grpc.capabilities import CapabilitiesServicer
 from tinkergate.ingress.grpc.checkpoints import CheckpointServicer
 from tinkergate.ingress.grpc.interceptor import CallInterceptor
-from tinkergate.ingress.grpc.keys import ApiKeys
 from tinkergate.ingress.grpc.models import ModelServicer
 from tinkergate.ingress.grpc.operations import OperationServicer
 from tinkergate.ingress.grpc.sampling import SamplingServicer
 from tinkergate.ingress.grpc.scoring import ScoringServicer
 from tinkergate.ingress.grpc.sessions import SessionServicer
-from tinkergate.ingress.grpc.settings import GrpcSettings, TlsFiles
+from tinkergate.ingress.grpc.settings import GrpcSettings
 from tinkergate.ingress.grpc.tls import server_credentials
 from tinkergate.ingress.grpc.training import TrainingServicer
+from tinkergate.ingress.keys import ApiKeys
+from tinkergate.ingress.tls import TlsFiles
 from tinkergate.v1 import (
     CreateModelRequest,
     CreateSamplerRequest,
@@ -48,6 +49,8 @@ from tinkergate.v1 import (
     add_SessionServiceServicer_to_server,
     add_TrainingServiceServicer_to_server,
 )
+
+_FLAG = "--grpc"
 
 # The message stands for its file, which knows the service's name.
 _SERVICES: tuple[tuple[Any, Any, type[Message]], ...] = (
@@ -85,9 +88,10 @@ class GrpcDoor:
         self._address = parse_address(settings.listen)
         self._credentials = server_credentials(tls)
         guarded = self._credentials is not None and (bool(api_keys) or tls.client_ca is not None)
-        if not (guarded or settings.allow_insecure_bind or is_loopback(self._address)):
-            raise ListenError(_exposure(self._address))
-        check_free(self._address)
+        check_exposure(
+            self._address, guarded=guarded, insecure_allowed=settings.allow_insecure_bind
+        )
+        check_free(self._address, _FLAG)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
         self._server: grpc.aio.Server | None = None
 
@@ -117,7 +121,7 @@ class GrpcDoor:
         try:
             port = self._bind(server)
         except RuntimeError:
-            check_free(self._address)  # Somebody may have come first since the constructor.
+            check_free(self._address, _FLAG)  # Somebody may have come first since the constructor.
             raise ListenError(f"cannot listen on {self._address}") from None
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -168,11 +172,3 @@ def _options(settings: GrpcSettings, max_message_bytes: int) -> list[tuple[str, 
             ("grpc.max_connection_age_grace_ms", milliseconds(settings.max_connection_age_grace)),
         ]
     return options
-
-
-def _exposure(address: Address) -> str:
-    return (
-        f"{address} can be reached from other machines, so it needs TLS (--tls-cert, --tls-key) "
-        "and a way to know the callers (TINKERGATE_API_KEY, or --tls-client-ca); listen on "
-        "127.0.0.1, or take the risk with --allow-insecure-bind"
-    )

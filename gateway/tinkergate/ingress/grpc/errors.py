@@ -18,8 +18,8 @@ from google.protobuf.any_pb2 import Any
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from tinkergate.errors import GatewayError, Kind
-from tinkergate.v1 import ErrorReason
+from tinkergate.errors import GatewayError
+from tinkergate.ingress.calls import reason_name
 
 DOMAIN = "tinkergate"
 MAX_MESSAGE_BYTES = 1024
@@ -30,13 +30,6 @@ MAX_STATUS_BYTES = 3072
 
 MAX_VALUE_BYTES = 256
 """The most bytes of a value of the metadata, where the status is too large."""
-
-_REASON_PREFIX = "ERROR_REASON_"
-
-
-def reason_name(reason: ErrorReason.ValueType) -> str:
-    """The reason as `ErrorInfo.reason` spells it: without the prefix of the enum."""
-    return ErrorReason.Name(reason).removeprefix(_REASON_PREFIX)
 
 
 def to_status(error: GatewayError, facts: dict[str, str] | None = None) -> Status:
@@ -68,16 +61,6 @@ def to_status(error: GatewayError, facts: dict[str, str] | None = None) -> Statu
         info.metadata.pop(largest)
         status = _assemble(error, info, broken)
     return status
-
-
-def internal_error(error_id: str) -> GatewayError:
-    """A fault of ours: the caller learns nothing but where to look."""
-    return GatewayError(
-        Kind.INTERNAL,
-        ErrorReason.ERROR_REASON_INTERNAL,
-        f"internal error {error_id}: the gateway's log has the details under this id",
-        metadata={"error_id": error_id},
-    )
 
 
 def _assemble(error: GatewayError, info: ErrorInfo, broken: BadRequest) -> Status:

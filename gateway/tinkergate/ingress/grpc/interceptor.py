@@ -17,7 +17,10 @@ from typing import Any, TypeAlias
 import grpc
 
 from tinkergate.ingress.grpc.call import Call, Context
-from tinkergate.ingress.grpc.keys import OPEN_METHODS, ApiKeys
+from tinkergate.ingress.keys import ApiKeys
+
+OPEN_METHODS = "/grpc.health.v1.Health/"
+"""Methods under this prefix need no key, and are not logged."""
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,3 @@ class GrpcSettings:
     means never."""
     max_connection_age_grace: float = 300.0
     """How long calls of a connection that is closed for its age may go on."""
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """The PEM files of a door. Without any, it speaks plain text."""
-
-    cert: Path | None = None
-    """The gateway's certificate, with those of the authorities between it and the root."""
-    key: Path | None = None
-    """The certificate's private key, without a passphrase."""
-    client_ca: Path | None = None
-    """The authorities whose clients are let in; with it, clients without a certificate are not."""

@@ -1,69 +1,20 @@
-"""TLS for the door: the files are read and tried before anything listens.
-
-gRPC takes any bytes for a certificate and fails at the first handshake, so Python is asked
-first: it tells at once that a file is missing, is no PEM, or that key and certificate do not match.
-"""
+"""TLS as gRPC takes it."""
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
-
 import grpc
 
-from tinkergate.ingress.grpc.address import ListenError
-from tinkergate.ingress.grpc.settings import TlsFiles
+from tinkergate.ingress.tls import TlsFiles, read_tls
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials | None:
     """What gRPC needs to serve TLS, and mTLS where there is a client CA; None for plain text.
     Raises ListenError."""
-    if files.cert is None and files.key is None:
-        if files.client_ca is not None:
-            raise ListenError("--tls-client-ca needs --tls-cert and --tls-key")
+    read = read_tls(files)
+    if read is None:
         return None
-    if files.cert is None or files.key is None:
-        raise ListenError("--tls-cert and --tls-key go together")
-    certificate = _read(files.cert, "--tls-cert")
-    key = _read(files.key, "--tls-key")
-    _try_pair(files.cert, files.key)
-    client_ca = None
-    if files.client_ca is not None:
-        client_ca = _read(files.client_ca, "--tls-client-ca")
-        _try_authorities(files.client_ca)
     return grpc.ssl_server_credentials(
-        [(key, certificate)],
-        root_certificates=client_ca,
-        require_client_auth=client_ca is not None,
+        [(read.key, read.cert)],
+        root_certificates=read.client_ca,
+        require_client_auth=read.client_ca is not None,
     )
-
-
-def _read(path: Path, flag: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ListenError(f"{flag} {path}: {error.strerror}") from None
-
-
-def _try_pair(cert: Path, key: Path) -> None:
-    def no_passphrase() -> str:
-        raise ListenError(f"--tls-key {key}: keys with a passphrase are not supported")
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(cert, key, password=no_passphrase)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            problem = "the key is not that of the certificate"
-        else:
-            problem = f"no PEM certificate and private key ({error.reason or error})"
-        raise ListenError(f"--tls-cert {cert}, --tls-key {key}: {problem}") from None
-
-
-def _try_authorities(path: Path) -> None:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
-    except ssl.SSLError as error:
-        raise ListenError(
-            f"--tls-client-ca {path}: no PEM certificates ({error.reason or error})"
-        ) from None

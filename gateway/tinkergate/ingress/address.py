@@ -1,4 +1,4 @@
-"""Where the door listens: reading the address, judging it, and finding out early why it fails."""
+"""Where a door listens: reading the address, judging it, and finding out early why it fails."""
 
 from __future__ import annotations
 
@@ -43,9 +43,21 @@ def is_loopback(address: Address) -> bool:
     return all(ipaddress.ip_address(host).is_loopback for _, host in _resolve(address))
 
 
-def check_free(address: Address) -> None:
-    """Raise ListenError if the address cannot be listened on. gRPC would only say that binding
-    failed, after writing its own lines to stderr."""
+def check_exposure(address: Address, *, guarded: bool, insecure_allowed: bool) -> None:
+    """Raise ListenError for a door that everybody could come in by: one beyond loopback, where
+    nothing `guarded` it and the risk was not taken on purpose."""
+    if guarded or insecure_allowed or is_loopback(address):
+        return
+    raise ListenError(
+        f"{address} can be reached from other machines, so it needs TLS (--tls-cert, --tls-key) "
+        "and a way to know the callers (TINKERGATE_API_KEY, or --tls-client-ca); listen on "
+        "127.0.0.1, or take the risk with --allow-insecure-bind"
+    )
+
+
+def check_free(address: Address, flag: str) -> None:
+    """Raise ListenError if the address cannot be listened on; `flag` is what sets it. gRPC would
+    only say that binding failed, after writing its own lines to stderr."""
     for family, host in _resolve(address):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             # As gRPC does: ports of connections that just ended are free. A port that somebody
@@ -56,7 +68,7 @@ def check_free(address: Address) -> None:
             try:
                 probe.bind((host, address.port))
             except OSError as error:
-                raise ListenError(_explain(address, error)) from None
+                raise ListenError(_explain(address, error, flag)) from None
 
 
 def _resolve(address: Address) -> list[tuple[socket.AddressFamily, str]]:
@@ -70,12 +82,12 @@ def _resolve(address: Address) -> list[tuple[socket.AddressFamily, str]]:
     return [(family, str(sockaddr[0]).partition("%")[0]) for family, _, _, _, sockaddr in found]
 
 
-def _explain(address: Address, error: OSError) -> str:
+def _explain(address: Address, error: OSError, flag: str) -> str:
     match error.errno:
         case errno.EADDRINUSE:
             return (
                 f"port {address.port} is in use; another gateway? "
-                f"try --grpc {Address(address.host, 0)}"
+                f"try {flag} {Address(address.host, 0)}"
             )
         case errno.EACCES:
             return f"port {address.port} needs privileges; try one from 1024 on"

@@ -1,8 +1,8 @@
 """API keys: who may call.
 
 A caller sends its key as `authorization: Bearer <key>` or as `x-api-key: <key>`. Where a gateway
-has keys, every call needs one of them, reflection included. Only the health service stays open:
-probes of orchestrators cannot send metadata, and all it tells is whether the gateway serves.
+has keys, every call needs one of them. Only health checks stay open, which a door answers before
+it asks here: probes of orchestrators cannot send keys, and learn nothing but whether it serves.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from collections.abc import Iterable, Sequence
 
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.v1 import ErrorReason
-
-OPEN_METHODS = "/grpc.health.v1.Health/"
-"""Methods under this prefix need no key."""
 
 _BEARER = "bearer "
 
@@ -30,10 +27,10 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def check(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> None:
+    def check(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         """Refuse the call unless every key in its metadata is right, and there is one. Raises
         GatewayError (UNAUTHENTICATED), which tells nothing of the keys."""
-        if not self._digests or method.startswith(OPEN_METHODS):
+        if not self._digests:
             return
         sent = _keys_of(metadata)
         if not sent:

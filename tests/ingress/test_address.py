@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tinkergate.ingress.grpc.address import (
+from tinkergate.ingress.address import (
     Address,
     ListenError,
     check_free,
@@ -64,11 +64,11 @@ def test_a_taken_port_is_told_with_what_to_do():
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = Address("127.0.0.1", other.getsockname()[1])
         with pytest.raises(ListenError) as caught:
-            check_free(address)
+            check_free(address, "--grpc")
     assert str(caught.value) == (
         f"port {address.port} is in use; another gateway? try --grpc 127.0.0.1:0"
     )
-    check_free(address)
+    check_free(address, "--grpc")
 
 
 def test_a_port_that_another_server_shares_is_taken_all_the_same():
@@ -77,9 +77,9 @@ def test_a_port_that_another_server_shares_is_taken_all_the_same():
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(ListenError, match="is in use"):
-            check_free(Address("127.0.0.1", other.getsockname()[1]))
+            check_free(Address("127.0.0.1", other.getsockname()[1]), "--grpc")
 
 
 def test_an_address_of_another_machine_is_told():
     with pytest.raises(ListenError, match=r"this machine has no address 192\.0\.2\.1"):
-        check_free(Address("192.0.2.1", 0))
+        check_free(Address("192.0.2.1", 0), "--grpc")
