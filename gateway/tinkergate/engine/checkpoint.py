@@ -10,9 +10,13 @@ A checkpoint is there whole or not at all; see `atomic_folder`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +43,10 @@ __all__ = [
     "OPTIMIZER_FILE",
     "RECORD_FILE",
     "CheckpointSummary",
+    "FileFacts",
     "LoadedCheckpoint",
+    "copy",
+    "files",
     "load",
     "read_peft_folder",
     "remove",
@@ -95,6 +102,16 @@ class CheckpointSummary:
     size_bytes: int
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """One file of a checkpoint."""
+
+    size: int
+    """In bytes."""
+    sha256: bytes
+    """Of the contents as they were written."""
+
+
 def save(
     folder: Path,
     *,
@@ -130,10 +147,49 @@ def save(
         metadata=dict(metadata),
     )
     contents[RECORD_FILE] = _json(record.model_dump())
+    with _writing(folder, overwrite=overwrite) as partial:
+        for name, data in contents.items():
+            (partial / name).write_bytes(data)
+    return sum(map(len, contents.values()))
+
+
+def copy(source: Path, target: Path, metadata: Mapping[str, Any]) -> CheckpointSummary:
+    """Make another checkpoint of the same contents, and answer what it says of itself. `metadata`
+    is what it says instead, or beside, what the original does.
+
+    The files are shared where the file system can (hard links: they are never written again), so
+    that either may be removed without the other. Raises GatewayError as `summarize` and `save` do,
+    and mismatch if the original is replaced in the middle.
+    """
+    record = _read_record(source)
+    changed = record.model_copy(update={"metadata": {**record.metadata, **metadata}})
+    with _writing(target, overwrite=False) as partial:
+        for name in record.files:
+            _check_size(source, name, record)
+            _link(source / name, partial / name)
+        (partial / RECORD_FILE).write_bytes(_json(changed.model_dump()))
+        if _read_record(source) != record:
+            raise mismatch(f"checkpoint {source.name!r} was replaced while it was copied")
+    return summarize(target)
+
+
+def files(folder: Path) -> dict[str, FileFacts]:
+    """The files of a checkpoint by name, the record included. Raises GatewayError as `summarize`
+    does."""
+    record = _read_record(folder)
+    for name in record.files:
+        _check_size(folder, name, record)
+    found = {name: FileFacts(f.size, bytes.fromhex(f.sha256)) for name, f in record.files.items()}
+    data = (folder / RECORD_FILE).read_bytes()
+    return {**found, RECORD_FILE: FileFacts(len(data), hashlib.sha256(data).digest())}
+
+
+@contextmanager
+def _writing(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """`atomic_folder.writing`, raising GatewayError."""
     try:
         with writing(folder, overwrite=overwrite) as partial:
-            for name, data in contents.items():
-                (partial / name).write_bytes(data)
+            yield partial
     except AlreadyThereError as error:
         raise GatewayError(
             Kind.CONFLICT,
@@ -146,7 +202,16 @@ def save(
             ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE,
             f"checkpoint {folder.name!r} cannot be written: {error.strerror}",
         ) from error
-    return sum(map(len, contents.values()))
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where there are no such links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)
 
 
 def load(folder: Path, *, with_optimizer: bool = True) -> LoadedCheckpoint:

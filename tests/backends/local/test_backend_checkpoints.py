@@ -202,10 +202,11 @@ async def test_a_peft_adapter_is_imported(backend: LocalBackend, tmp_path: Path)
     source = tmp_path / "checkpoints" / "s-1%3Atrain%3A0" / "weights" / "a"
     files = {name: source / name for name in ("adapter_config.json", "adapter_model.safetensors")}
     path = "tinker://i-1:train:0/weights/mine"
-    size = await backend.import_checkpoint(Checkpoint(path=path, base_model=BASE), files)
-    assert size > 0
+    saved = await backend.import_checkpoint(Checkpoint(path=path, base_model=BASE), files)
+    assert saved.size_bytes > 0
+    assert not saved.has_optimizer
     [imported] = [c for c in await backend.checkpoints() if c.path == path]
-    assert imported.size_bytes == size
+    assert imported.size_bytes == saved.size_bytes
     original = await score(backend, range(30), model_path=f"tinker://{MODEL}/weights/a")
     again = await score(backend, range(30), model_path=path)
     assert original.tobytes() == again.tobytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ from tinkergate.backends.base import (
     TrainingResult,
 )
 from tinkergate.backends.local import convert, folders
-from tinkergate.backends.local.folders import SAMPLER_WEIGHTS, WEIGHTS, CheckpointFolders
+from tinkergate.backends.local.folders import ADAMW, EXTERNAL_WEIGHTS, SAMPLER_WEIGHTS, WEIGHTS
 from tinkergate.backends.local.sampler_shelf import SamplerShelf
 from tinkergate.backends.local.snapshot_cache import SnapshotCache
+from tinkergate.backends.local.stored_checkpoints import StoredCheckpoints
 from tinkergate.engine import checkpoint
 from tinkergate.engine.bases import LoadedBase
 from tinkergate.engine.engine import Engine
@@ -51,6 +51,7 @@ from tinkergate.v1 import (
     SampleResponse,
     SamplerWeightsKind,
     SaveStateRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     ScoreRequest,
     ScoreResponse,
@@ -59,7 +60,6 @@ from tinkergate.v1 import (
 
 T = TypeVar("T")
 
-ADAMW = "adamw"
 PIPELINE_DEPTH = 64
 """Operations of one model that wait in the engine. It takes them one after another; more than one
 spares it the way through the gateway between two."""
@@ -95,7 +95,7 @@ class LocalBackend:
         self._name = name
         self._engine = engine
         self._served = tuple(models)
-        self._folders = CheckpointFolders(data_dir / "checkpoints")
+        self._stored = StoredCheckpoints(engine, data_dir / "checkpoints")
         self._samplers = SamplerShelf(engine, data_dir / "samplers", snapshots_kept)
         self._checkpoints = SnapshotCache(self._read_snapshot, snapshots_kept)
         self._models: list[SupportedModel] = []
@@ -107,7 +107,7 @@ class LocalBackend:
 
     async def start(self, known: Sequence[Checkpoint] = ()) -> None:
         """Clear up after a killed process, and look at the models."""
-        await asyncio.to_thread(self._folders.sweep)
+        await self._stored.start()
         await self._samplers.start()
         self._models = [
             await asyncio.to_thread(_describe, model, self._name) for model in self._served
@@ -126,6 +126,9 @@ class LocalBackend:
             losses=convert.loss_capabilities(),
             optimizers=[ADAMW],
             pipeline_depth=PIPELINE_DEPTH,
+            external_weights=True,
+            checkpoint_files=True,
+            checkpoint_import=True,
         )
 
     async def models(self) -> Sequence[SupportedModel]:
@@ -141,7 +144,7 @@ class LocalBackend:
             lora = convert.spec_from_lora(spec.lora_config)
             handle = self._engine.models.create(spec.model_id, loaded, lora)
         else:
-            folder = self._folders.folder(folders.parse(spec.checkpoint.path))
+            folder = self._stored.folder(spec.checkpoint.path)
             handle = self._engine.models.create_from(
                 spec.model_id, loaded, folder, with_optimizer=spec.checkpoint.with_optimizer
             )
@@ -188,6 +191,8 @@ class LocalBackend:
                 if request.name:
                     return self._save(request, SAMPLER_WEIGHTS, begun)
                 return self._freeze(request, begun)
+            case SaveWeightsExternalRequest():
+                return self._save(request, EXTERNAL_WEIGHTS, begun)
             case _:
                 raise unsupported(type(request).__name__, self._name)
 
@@ -214,7 +219,7 @@ class LocalBackend:
 
     def _save(
         self,
-        request: SaveStateRequest | SaveWeightsForSamplerRequest,
+        request: SaveStateRequest | SaveWeightsForSamplerRequest | SaveWeightsExternalRequest,
         kind: str,
         begun: Callable[[], None],
     ) -> Submission:
@@ -223,7 +228,7 @@ class LocalBackend:
         has_optimizer = kind == WEIGHTS
         handle = self._engine.models.save(
             request.model_id,
-            self._folders.folder(folders.parse(str(path))),
+            self._stored.folder(str(path)),
             with_optimizer=has_optimizer,
             overwrite=request.overwrite,
             metadata=folders.notes(
@@ -243,7 +248,7 @@ class LocalBackend:
     def _load_state(self, request: LoadStateRequest, begun: Callable[[], None]) -> Submission:
         handle = self._engine.models.load_state(
             request.model_id,
-            self._folders.folder(folders.parse(request.path)),
+            self._stored.folder(request.path),
             with_optimizer=request.with_optimizer,
             on_start=begun,
         )
@@ -321,43 +326,23 @@ class LocalBackend:
 
     async def checkpoints(self) -> Sequence[Checkpoint]:
         """What is on disk."""
-        return await asyncio.to_thread(self._folders.list)
+        return await self._stored.list()
 
     async def delete_checkpoint(self, path: str) -> None:
         """Remove a checkpoint for good. Samplers made of it go on."""
         self._checkpoints.drop(path)
-        await asyncio.to_thread(self._folders.remove, folders.parse(path))
+        await self._stored.remove(path)
 
     async def import_checkpoint(
         self, checkpoint: Checkpoint, files: Mapping[str, Path]
     ) -> SavedCheckpoint:
         """Take in a PEFT adapter."""
         loaded = await self._loaded(checkpoint.base_model)
-        target = self._folders.folder(folders.parse(checkpoint.path))
-        metadata = folders.notes(
-            created=checkpoint.create_time.ToNanoseconds() or time.time_ns(),
-            expires=(
-                checkpoint.expire_time.ToNanoseconds()
-                if checkpoint.HasField("expire_time")
-                else None
-            ),
-            user_metadata=checkpoint.user_metadata,
-        )
-        with tempfile.TemporaryDirectory(prefix="tinkergate-import-") as folder:
-            for name, file in files.items():
-                (Path(folder) / Path(name).name).symlink_to(file.resolve())
-            handle = self._engine.import_adapter(loaded, Path(folder), target, metadata)
-            # The folder must stay until it is read, whatever becomes of the caller.
-            waiting = asyncio.ensure_future(asyncio.wrap_future(handle.future))
-            try:
-                return SavedCheckpoint(await asyncio.shield(waiting), has_optimizer=False)
-            except asyncio.CancelledError:
-                await asyncio.wait([waiting])
-                raise
+        return await self._stored.take_in(loaded, checkpoint, files)
 
     async def copy_checkpoint(self, source: str, checkpoint: Checkpoint) -> SavedCheckpoint:
-        """Make another checkpoint of the same weights."""
-        raise unsupported("copying of checkpoints", self._name)
+        """Make another checkpoint of the same weights and the same optimizer state."""
+        return await self._stored.copy(source, checkpoint)
 
     async def interpolate_checkpoints(
         self, request: InterpolateCheckpointsRequest, checkpoint: Checkpoint
@@ -367,17 +352,17 @@ class LocalBackend:
 
     async def checkpoint_files(self, path: str) -> Sequence[CheckpointFile]:
         """The files of a checkpoint, by name."""
-        raise unsupported("reading of checkpoints", self._name)
+        return await self._stored.files(path)
 
     def read_checkpoint_file(self, path: str, name: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The bytes of one file."""
-        raise unsupported("reading of checkpoints", self._name)
+        return self._stored.read(path, name, offset)
 
     async def _loaded(self, base_model: str) -> LoadedBase:
         return await asyncio.shield(asyncio.wrap_future(self._engine.bases.load(base_model)))
 
     async def _read_snapshot(self, path: str) -> Snapshot:
-        folder = self._folders.folder(folders.parse(path))
+        folder = self._stored.folder(path)
         summary = await asyncio.to_thread(checkpoint.summarize, folder)
         loaded = await self._loaded(str(summary.metadata.get(BASE_MODEL)))
         return await asyncio.wrap_future(self._engine.open_snapshot(loaded, folder).future)

@@ -1,4 +1,5 @@
-"""Where checkpoints lie: {root}/{model id}/{weights | sampler_weights}/{name}.
+"""Where checkpoints lie: {root}/{model id}/{kind}/{name}, of the kinds weights, sampler_weights and
+external_weights.
 
 A model id's folder is the id with everything that a file system may mind escaped, so that ids are
 never trusted as paths and can be read back.
@@ -8,26 +9,34 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
+from tinkergate.backends.local.convert import lora_from_spec
 from tinkergate.engine import checkpoint
-from tinkergate.engine.models import BASE_MODEL
+from tinkergate.engine.adapters import LoraSpec
+from tinkergate.engine.models import BASE_MODEL, LORA
 from tinkergate.errors import GatewayError, invalid_field
-from tinkergate.v1 import Checkpoint, CheckpointType
+from tinkergate.v1 import Checkpoint, CheckpointType, LoraConfig, OptimizerConfig
 
 _log = logging.getLogger(__name__)
 
+ADAMW = "adamw"
+"""The one optimizer of the engine."""
+
 WEIGHTS = "weights"
 SAMPLER_WEIGHTS = "sampler_weights"
+EXTERNAL_WEIGHTS = "external_weights"
 _TYPES = {
     WEIGHTS: CheckpointType.CHECKPOINT_TYPE_TRAINING,
     SAMPLER_WEIGHTS: CheckpointType.CHECKPOINT_TYPE_SAMPLER,
+    EXTERNAL_WEIGHTS: CheckpointType.CHECKPOINT_TYPE_EXTERNAL,
 }
 _PATH = re.compile(
-    rf"tinker://([A-Za-z0-9_:.-]{{1,128}})/({WEIGHTS}|{SAMPLER_WEIGHTS})"
+    rf"tinker://([A-Za-z0-9_:.-]{{1,128}})/({WEIGHTS}|{SAMPLER_WEIGHTS}|{EXTERNAL_WEIGHTS})"
     r"/([A-Za-z0-9_-][A-Za-z0-9._-]{0,127})"
 )
 
@@ -37,7 +46,7 @@ class CheckpointPath(NamedTuple):
 
     model_id: str
     kind: str
-    """`WEIGHTS` or `SAMPLER_WEIGHTS`."""
+    """`WEIGHTS`, `SAMPLER_WEIGHTS` or `EXTERNAL_WEIGHTS`."""
     name: str
 
     def __str__(self) -> str:
@@ -102,9 +111,32 @@ class CheckpointFolders:
                 yield path
 
 
-def notes(*, created: int, expires: int | None, user_metadata: Mapping[str, str]) -> dict[str, Any]:
+def notes(
+    *,
+    created: int,
+    expires: int | None,
+    user_metadata: Mapping[str, str],
+    copied_from: str = "",
+) -> dict[str, Any]:
     """What a checkpoint is to say of itself. Times are nanoseconds since 1970."""
-    return {"created": created, "expires": expires, "user_metadata": dict(user_metadata)}
+    return {
+        "created": created,
+        "expires": expires,
+        "user_metadata": dict(user_metadata),
+        "copied_from": copied_from,
+    }
+
+
+def notes_of(described: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint that the gateway has described is to say of itself. One without a time of
+    creation is created now."""
+    expires = described.HasField("expire_time")
+    return notes(
+        created=described.create_time.ToNanoseconds() or time.time_ns(),
+        expires=described.expire_time.ToNanoseconds() if expires else None,
+        user_metadata=described.user_metadata,
+        copied_from=described.copied_from,
+    )
 
 
 def _described(path: CheckpointPath, summary: checkpoint.CheckpointSummary) -> Checkpoint:
@@ -116,10 +148,22 @@ def _described(path: CheckpointPath, summary: checkpoint.CheckpointSummary) -> C
         model_id=path.model_id,
         base_model=metadata.get(BASE_MODEL, ""),
         lora_rank=summary.adapter_config.get("r", 0),
+        lora_config=_lora_config(metadata.get(LORA)),
+        # The only one that the engine has; see `LocalBackend.create_model`.
+        optimizer_config=OptimizerConfig(type=ADAMW),
         size_bytes=summary.size_bytes,
         user_metadata=metadata.get("user_metadata", {}),
+        copied_from=metadata.get("copied_from", ""),
     )
     described.create_time.FromNanoseconds(metadata.get("created", 0))
     if expires := metadata.get("expires"):
         described.expire_time.FromNanoseconds(expires)
     return described
+
+
+def _lora_config(noted: Any) -> LoraConfig | None:
+    """The adapter that the engine noted; None for a note that is none."""
+    try:
+        return lora_from_spec(LoraSpec(**noted))
+    except (TypeError, ValueError):
+        return None
