@@ -193,14 +193,16 @@ class Backend(Protocol):
         """The name to choose it by."""
 
     async def start(self, known: Sequence[Checkpoint] = ()) -> None:
-        """Get ready. Called once, before anything else. `known` are the checkpoints that the
-        gateway remembers of it, with their `upstream_path`."""
+        """Get ready. Called before anything else but `capabilities`, and again if it raised, until
+        it does not. `known` are the checkpoints that the gateway remembers of it, with their
+        `upstream_path`."""
 
     async def close(self) -> None:
-        """Let go of everything. Called once, when nothing is running any more."""
+        """Let go of everything. Called once, when nothing is running any more, be it that `start`
+        never succeeded."""
 
     def capabilities(self) -> BackendCapabilities:
-        """What it can do. Must not change."""
+        """What it can do. Must not change after `start`."""
 
     async def models(self) -> Sequence[SupportedModel]:
         """The base models that it serves."""

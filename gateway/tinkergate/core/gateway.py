@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from tinkergate import __version__
 from tinkergate.backends.base import Backend
 from tinkergate.core.admission import Admission, shutting_down
+from tinkergate.core.backends import AttachedBackend, BackendOpening
 from tinkergate.core.background import Background
 from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.checkpoints import Checkpoints
 from tinkergate.core.clock import Clock
 from tinkergate.core.model_book import ModelBook
+from tinkergate.core.model_names import ModelName
 from tinkergate.core.models import Models
 from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.operations import Operations
@@ -29,7 +31,7 @@ from tinkergate.core.sources import Sources
 from tinkergate.core.training import Training
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import Store
-from tinkergate.v1 import ErrorReason, GetCapabilitiesResponse, Limits
+from tinkergate.v1 import Checkpoint, ErrorReason, GetCapabilitiesResponse, Limits
 
 STOP_SECONDS = 5.0
 """How long work that was asked to stop is waited for."""
@@ -45,23 +47,27 @@ class Gateway:
 
     def __init__(
         self,
-        backends: Sequence[Backend],
+        backends: Sequence[Backend | BackendOpening],
         store: Store,
         settings: CoreSettings | None = None,
         default_model: str = "",
         clock: Clock | None = None,
+        *,
+        names: Sequence[ModelName] = (),
+        default_backend: str = "",
     ) -> None:
-        """`backends` in the order of preference; `default_model` is the base model that clients
-        may offer first. The gateway opens and closes backends and store."""
+        """`backends` in the order of preference, `names` what the configuration calls their base
+        models; for the defaults see `Router`. The gateway opens and closes backends and store."""
         settings = settings or CoreSettings()
         clock = clock or Clock()
         self._settings = settings
         self._store = store
-        self._default_model = default_model
         self._background = Background()
         self._reaper: asyncio.Task[None] | None = None
         self._admission = Admission(settings, store)
-        self._router = Router(backends)
+        self._router = Router(
+            backends, names=names, default_backend=default_backend, default_model=default_model
+        )
         self._table = OperationTable(settings, store, clock)
         self._book = ModelBook(store)
         self._registry = CheckpointRegistry(store, clock)
@@ -101,27 +107,22 @@ class Gateway:
     async def start(self) -> None:
         """Open the store, start the backends, and take up what an earlier run left: its sessions
         have expired, its models are lost, its unfinished operations have failed, and its results
-        and checkpoints are there. If it fails, whatever was opened is closed again."""
+        and checkpoints are there. A backend that cannot be used is tried again in the background.
+        If it fails, whatever was opened is closed again."""
         await asyncio.to_thread(self._store.open)
-        started: list[Backend] = []
         try:
             await self._restore()
-            for backend in self._router.backends:
-                await backend.start(self._registry.of_backend(backend.name))
-                started.append(backend)
-            await self._router.refresh()
-            for backend in self._router.backends:
-                self._registry.reconcile(
-                    backend.name,
-                    await backend.checkpoints(),
-                    complete=self._router.holds_its_own_checkpoints(backend),
-                )
+            await self._router.backends.start(self._registry.of_backend, self._reconcile)
         except BaseException:
-            for backend in reversed(started):
-                await backend.close()
             await asyncio.to_thread(self._store.close)
             raise
         self._reaper = asyncio.create_task(self._reap_for_ever(), name="reaper")
+
+    def _reconcile(self, backend: AttachedBackend, held: Sequence[Checkpoint]) -> None:
+        """A backend has been started, and tells the checkpoints that it holds."""
+        named = self._router.publicly_named(backend.name, held)
+        # What is on this machine's disk is all there is of the engine's checkpoints.
+        self._registry.reconcile(backend.name, named, complete=backend.is_local)
 
     async def _restore(self) -> None:
         contents = await asyncio.to_thread(self._store.load)
@@ -146,11 +147,7 @@ class Gateway:
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.wait([self._reaper])
-        for backend in self._router.backends:
-            try:
-                await backend.close()
-            except Exception:
-                _log.exception("backend %s did not close well", backend.name)
+        await self._router.backends.close()
         await asyncio.to_thread(self._store.close)
 
     async def _drain(self, seconds: float) -> None:
@@ -183,9 +180,9 @@ class Gateway:
             getattr(limits, field).FromNanoseconds(round(getattr(settings, field) * 1e9))
         return GetCapabilitiesResponse(
             gateway_version=__version__,
-            backends=[backend.capabilities() for backend in self._router.backends],
+            backends=self._router.capabilities(),
             models=self._router.models,
-            default_model=self._default_model,
+            default_model=self._router.default_model,
             limits=limits,
         )
 

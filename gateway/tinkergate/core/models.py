@@ -149,7 +149,7 @@ class Models:
         self._book.enter(live)
         spec = ModelSpec(
             model_id=new_id,
-            base_model=route.model.name,
+            base_model=route.upstream_name,
             lora_config=request.lora_config if source is None else LoraConfig(),
             optimizer_config=optimizer,
             checkpoint=source,
@@ -187,7 +187,7 @@ class Models:
         facts = making.result()
         message = live.entry.message
         message.lora_config.CopyFrom(facts.lora_config)
-        message.tokenizer_id = facts.tokenizer_id
+        message.tokenizer_id = live.route.model.tokenizer_id or facts.tokenizer_id
         message.arch = facts.arch
         message.vocab_size = facts.vocab_size
         message.max_context_length = facts.max_context_length

@@ -155,7 +155,7 @@ class Samplers:
 
     async def _made(self, entry: SamplerEntry, number: int) -> None:
         message = entry.message
-        spec = SamplerSpec(message.sampler_id, message.base_model, message.model_path)
+        spec = SamplerSpec(message.sampler_id, entry.route.upstream_name, message.model_path)
         try:
             await entry.route.backend.create_sampler(spec)
         except BaseException:

@@ -45,6 +45,6 @@ class Sources:
 
 
 def name_as_backend_does(request: SampleRequest | ScoreRequest, route: Route) -> None:
-    """Replace an alias of a base model by the name that the backend knows."""
+    """Replace the name that the caller has for a base model by the backend's own."""
     if request.WhichOneof("source") == "base_model":
-        request.base_model = route.model.name
+        request.base_model = route.upstream_name
