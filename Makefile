@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BASELINE := proto/baseline.binpb
+INTEROP := $(filter-out %-overrides.in,$(wildcard requirements/interop-*.in))
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-fast lint types format proto proto-check proto-baseline \
-	bench bench-kernels kernels-aot requirements clean
+	interop-tinker bench bench-kernels kernels-aot requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,11 @@ test: lint types proto-check ## Run every check and every test
 test-fast: setup ## Run the tests that do not need the default model
 	$(BIN)/pytest -m "not slow"
 
+# Each SDK has an environment of its own in .venv-interop; `make test` runs these tests too.
+interop-tinker: setup ## Drive the official SDKs, unpatched, against the Tinker-dialect door
+	$(BIN)/python scripts/interop_environments.py
+	TINKERGATE_REQUIRE_MODEL=1 $(BIN)/pytest tests/interop -s
+
 lint: setup ## Check style, formatting and the import rules between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,7 +53,7 @@ format: setup ## Format the code and the contract
 
 types: setup ## Check types, strictly
 	$(BIN)/mypy
-	$(BIN)/mypy scripts examples
+	MYPYPATH=scripts $(BIN)/mypy scripts examples
 
 proto: setup ## Generate the Python code of the contract
 	$(BIN)/python scripts/generate_proto.py
@@ -75,6 +81,10 @@ requirements: setup ## Pin the newest versions of everything that is installed
 	$(LOCK) --upgrade requirements/bootstrap.in --output-file requirements/bootstrap.txt
 	$(LOCK) --upgrade pyproject.toml --all-extras --output-file requirements/dev.txt
 	$(LOCK) --upgrade --no-deps requirements/model.in --output-file requirements/model.txt
+	for list in $(INTEROP); do \
+		$(LOCK) --upgrade --override requirements/interop-overrides.in \
+			$$list --output-file $${list%.in}.txt || exit 1; \
+	done
 
 clean: ## Remove what was built; the environment and the model cache stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

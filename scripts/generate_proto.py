@@ -91,9 +91,7 @@ def contents(folder: Path) -> dict[Path, str]:
     """The text of every generated file inside `folder` by its path."""
     whole = [*(folder / PACKAGE).glob("*.py"), *(folder / PACKAGE).glob("*.pyi")]
     parts = [file for package in DIALECTS for file in (folder / package).glob("*_pb2*.py*")]
-    return {
-        file.relative_to(folder): file.read_text() for file in whole + parts if file.is_file()
-    }
+    return {file.relative_to(folder): file.read_text() for file in whole + parts if file.is_file()}
 
 
 def main() -> None:
