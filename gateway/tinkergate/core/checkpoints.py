@@ -132,10 +132,13 @@ class Checkpoints:
                 backend=route.backend.name,
             )
             set_time(checkpoint.create_time, self._clock.now())
+            to_make = Checkpoint()
+            to_make.CopyFrom(checkpoint)
+            to_make.base_model = route.upstream_name
             # Once the backend has begun, a caller who goes away no longer stops it: the registry
             # must learn how it ended.
             importing = asyncio.ensure_future(
-                self._import(checkpoint, route.backend.import_checkpoint(checkpoint, adapter.files))
+                self._import(checkpoint, route.backend.import_checkpoint(to_make, adapter.files))
             )
             try:
                 return await asyncio.shield(importing)
