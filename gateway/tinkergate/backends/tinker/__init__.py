@@ -1,0 +1,1 @@
+"""Services that speak Tinker's REST dialect as backends: Tinker itself, and MinT."""
