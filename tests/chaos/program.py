@@ -27,7 +27,7 @@ TEXTS = [_DRAWN.integers(3, 400, size=length).tolist() for length in (23, 9, 41,
 def batch(step: int) -> list[Datum]:
     """The data of a step, another one each time."""
     turned = TEXTS[step % len(TEXTS) :] + TEXTS[: step % len(TEXTS)]
-    return [supervised_datum(text) for text in turned[:3]]
+    return [supervised_datum(text, loss_mask=[0] + [1] * (len(text) - 1)) for text in turned[:3]]
 
 
 @dataclass
