@@ -49,6 +49,34 @@ class Unembedding(NamedTuple):
     lora: LoraFactors | None
 
 
+def float32_logits(hidden: Tensor, unembedding: Unembedding) -> Tensor:
+    """The logits of states (N, width), float32 (N, vocabulary)."""
+    weight, bias, lora = unembedding
+    states = hidden.float()
+    logits = _float32_product(states, weight)
+    if bias is not None:
+        logits = logits + bias
+    if lora is not None:
+        logits = torch.addmm(logits, states @ lora.a.T, lora.b.T, alpha=lora.scale)
+    return logits
+
+
+def float32_unprojected(slopes: Tensor, weight: Tensor) -> Tensor:
+    """slopes @ weight of (N, vocabulary) and (vocabulary, width) in float32: the gradient of states
+    from that of their logits. In pieces, as the logits themselves."""
+    if weight.dtype == torch.float32:
+        return slopes @ weight
+    total = slopes.new_zeros(len(slopes), weight.shape[1])
+    pieces = zip(
+        torch.split(slopes, _VOCABULARY_PIECE, dim=1),
+        torch.split(weight, _VOCABULARY_PIECE),
+        strict=True,
+    )
+    for part, piece in pieces:
+        total.addmm_(part, piece.float())
+    return total
+
+
 class BaseModel:
     """A causal language model of a Hugging Face folder, frozen and in eval mode."""
 
@@ -133,14 +161,7 @@ class BaseModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits of states (N, width) under the active adapter, float32 (N, vocabulary)."""
-        weight, bias, lora = self.unembedding()
-        states = hidden.float()
-        logits = _float32_product(states, weight)
-        if bias is not None:
-            logits = logits + bias
-        if lora is not None:
-            logits = torch.addmm(logits, states @ lora.a.T, lora.b.T, alpha=lora.scale)
-        return logits
+        return float32_logits(hidden, self.unembedding())
 
     def unembedding(self) -> Unembedding:
         """The output projection under the active adapter, for kernels that never make logits."""

@@ -13,12 +13,13 @@ from tinkergate.engine import checkpoint
 from tinkergate.engine.adapters import LoraSpec
 from tinkergate.engine.bases import LoadedBase
 from tinkergate.engine.checkpoint import LoadedCheckpoint
+from tinkergate.engine.distillation import Comparison
 from tinkergate.engine.losses import Example, LossSettings
 from tinkergate.engine.optimizer import AdamSettings
 from tinkergate.engine.peft_format import mismatch, rank_and_alpha
 from tinkergate.engine.scheduler import Handle, Queue, Scheduler, Work
 from tinkergate.engine.snapshots import Snapshot
-from tinkergate.engine.trainer import ForwardBackwardResult, Trainer
+from tinkergate.engine.trainer import ForwardBackwardResult, ReverseKlResult, Trainer
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 
 OnStart = Callable[[], None]
@@ -154,6 +155,27 @@ class Models:
             return model.trainer.forward_backward(examples, loss_fn, config, backward=backward)
 
         return model.queue.submit(work, on_start=on_start)
+
+    def reverse_kl(
+        self,
+        model_id: str,
+        texts: Sequence[Comparison],
+        reference: Snapshot,
+        temperature: float,
+        *,
+        on_start: OnStart | None = None,
+    ) -> Handle[ReverseKlResult]:
+        """See `Trainer.reverse_kl`. Can be cancelled while it runs. The reference is held as long
+        as it is needed. Raises GatewayError if it is on another base model."""
+        model = self._model(model_id)
+        if reference.loaded is not model.loaded:
+            theirs, ours = reference.loaded.base.name, model.loaded.base.name
+            raise mismatch(f"the reference is on base model {theirs!r}; the model is on {ours!r}")
+
+        def work() -> Work[ReverseKlResult]:
+            return model.trainer.reverse_kl(texts, reference.adapter, temperature)
+
+        return reference.held(lambda: model.queue.submit(work, on_start=on_start))
 
     def optim_step(
         self, model_id: str, settings: AdamSettings, *, on_start: OnStart | None = None

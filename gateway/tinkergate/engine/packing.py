@@ -1,8 +1,15 @@
-"""Cutting a batch of uneven sequences into micro-batches without padding."""
+"""Cutting a batch of uneven sequences into micro-batches without padding, and laying them end to
+end."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 
 def pack(
@@ -32,3 +39,11 @@ def pack(
     if lengths:
         batches.append(range(start, len(lengths)))
     return batches
+
+
+def end_to_end(
+    arrays: Sequence[NDArray[Any]], dtype: type[np.generic], device: torch.device
+) -> Tensor:
+    """The arrays of several sequences as one tensor."""
+    joined = np.concatenate(arrays, dtype=dtype, casting="same_kind")
+    return torch.from_numpy(joined).to(device)

@@ -56,14 +56,15 @@ class Snapshot:
     ) -> Handle[Sampled]:
         """Draw sequences; see `Sampler`."""
         sampler: Sampler = self.loaded.sampler
-        return self._held(lambda: sampler.submit(self.adapter, request, events))
+        return self.held(lambda: sampler.submit(self.adapter, request, events))
 
     def score(self, request: ScoringRequest) -> Handle[Scored]:
         """Score sequences; see `Scorer`."""
         scorer: Scorer = self.loaded.scorer
-        return self._held(lambda: scorer.submit(self.adapter, request))
+        return self.held(lambda: scorer.submit(self.adapter, request))
 
-    def _held(self, submit: Callable[[], Handle[T]]) -> Handle[T]:
+    def held(self, submit: Callable[[], Handle[T]]) -> Handle[T]:
+        """Submit work, and hold the snapshot until it is done."""
         self.hold()
         try:
             handle = submit()

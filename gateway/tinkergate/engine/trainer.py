@@ -14,6 +14,7 @@ from torch import Tensor
 from tinkergate.engine.adapters import Adapters
 from tinkergate.engine.attention import PackedPlan
 from tinkergate.engine.base import BaseModel
+from tinkergate.engine.distillation import Comparison, checked_comparisons, distil
 from tinkergate.engine.losses import (
     TARGETS,
     Example,
@@ -22,7 +23,7 @@ from tinkergate.engine.losses import (
     checked_loss,
 )
 from tinkergate.engine.optimizer import AdamSettings, AdamW, OptimizerState, check_like
-from tinkergate.engine.packing import pack
+from tinkergate.engine.packing import end_to_end, pack
 from tinkergate.engine.threads import threads_for
 from tinkergate_kernels import linear_logprob
 from tinkergate_kernels.losses import LossSpec, evaluate
@@ -40,6 +41,17 @@ class ForwardBackwardResult:
     """For each example, in the shape of its target tokens."""
     metrics: dict[str, float]
     """By `name:reduction`; `loss:sum` is always there."""
+
+
+@dataclass(frozen=True)
+class ReverseKlResult:
+    """What reverse_kl computed."""
+
+    losses: list[float]
+    """Of each text, weighted."""
+    metrics: dict[str, float]
+    """By `name:reduction`: "loss:sum", "active_tokens:sum" (rows that count), and "kl:sum" and
+    "kl:max" (their divergences in nats, unweighted)."""
 
 
 class TrainingState(NamedTuple):
@@ -187,8 +199,43 @@ class Trainer:
         return inputs
 
     def _tensor(self, arrays: Sequence[NDArray[Any]], dtype: type[np.generic]) -> Tensor:
-        joined = np.concatenate(arrays, dtype=dtype, casting="same_kind")
-        return torch.from_numpy(joined).to(self._base.device)
+        return end_to_end(arrays, dtype, self._base.device)
+
+    def reverse_kl(
+        self, texts: Sequence[Comparison], reference: str | None, temperature: float
+    ) -> Generator[None, None, ReverseKlResult]:
+        """Add the gradient of the reverse KL divergence to the adapter `reference`, or to the bare
+        base model (None), to those since the last step: see `distillation`. Works, and leaves no
+        trace, as `forward_backward` does; the reference must stay meanwhile. Raises GatewayError at
+        once for texts that break the rules."""
+        checked_comparisons(texts, temperature)
+        return self._reverse_kl(texts, reference, temperature)
+
+    def _reverse_kl(
+        self, texts: Sequence[Comparison], reference: str | None, temperature: float
+    ) -> Generator[None, None, ReverseKlResult]:
+        lengths = [len(text.tokens) + len(text.reference_tokens) for text in texts]
+        losses: list[float] = []
+        rows, divergence, largest = 0, 0.0, 0.0
+        gradients: list[Tensor] | None = None
+        for number, batch in enumerate(pack(lengths, self._budget)):
+            if number:
+                yield
+            part = texts[batch.start : batch.stop]
+            outcome = distil(self._base, self._adapters, self._name, reference, part, temperature)
+            losses += outcome.losses
+            rows += len(outcome.divergences)
+            divergence += float(outcome.divergences.sum())
+            largest = max(largest, float(outcome.divergences.max(initial=0.0)))
+            gradients = _sum(gradients, outcome.gradients)
+        self._gradients = _sum(self._gradients, gradients)
+        metrics = {
+            "loss:sum": sum(losses),
+            "active_tokens:sum": float(rows),
+            "kl:sum": divergence,
+            "kl:max": largest,
+        }
+        return ReverseKlResult(losses, metrics)
 
     def optim_step(self, settings: AdamSettings) -> dict[str, float]:
         """Take one AdamW step with the gradients added up since the last one, and clear them.
