@@ -30,22 +30,39 @@ class ApiKeys:
     def check(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         """Refuse the call unless every key in its metadata is right, and there is one. Raises
         GatewayError (UNAUTHENTICATED), which tells nothing of the keys."""
+        if self._digests:
+            self.check_sent(sent_keys(metadata))
+
+    def check_sent(self, sent: Sequence[str]) -> None:
+        """As `check`, for keys that were taken out of a call already."""
         if not self._digests:
             return
-        sent = _keys_of(metadata)
         if not sent:
-            raise _refused("no API key was sent: send it as 'authorization: Bearer <key>'")
+            raise refused("no API key was sent: send it as 'authorization: Bearer <key>'")
         # Every key is compared to every digest, whichever fits, for the same reason as above.
         right = [self._known(key) for key in sent]
         if not all(right):
-            raise _refused("the API key is not known to this gateway")
+            raise refused("the API key is not known to this gateway")
 
     def _known(self, key: str) -> bool:
         digest = _digest(key)
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
+    def check_id(self, wanted: str) -> None:
+        """Refuse a caller who has shown the id of a key, unless the key is still good. Raises
+        GatewayError (UNAUTHENTICATED)."""
+        if self._digests and not any(_id(digest) == wanted for digest in self._digests):
+            raise refused("the API key is not known to this gateway any more")
 
-def _keys_of(metadata: Sequence[tuple[str, str | bytes]]) -> list[str]:
+
+def key_id(key: str) -> str:
+    """A short name for a key that tells nothing of it."""
+    return _id(_digest(key))
+
+
+def sent_keys(metadata: Sequence[tuple[str, str | bytes]]) -> list[str]:
+    """The keys in the metadata of a call, names in lower case. Raises GatewayError
+    (UNAUTHENTICATED) for an authorization that holds none."""
     keys = []
     for name, value in metadata:
         text = value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -53,14 +70,19 @@ def _keys_of(metadata: Sequence[tuple[str, str | bytes]]) -> list[str]:
             keys.append(text)
         elif name == "authorization":
             if text[: len(_BEARER)].lower() != _BEARER:
-                raise _refused("the authorization is not of the form 'Bearer <key>'")
+                raise refused("the authorization is not of the form 'Bearer <key>'")
             keys.append(text[len(_BEARER) :])
     return keys
+
+
+def _id(digest: bytes) -> str:
+    return digest.hex()[:16]
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="replace")).digest()
 
 
-def _refused(message: str) -> GatewayError:
+def refused(message: str) -> GatewayError:
+    """A caller that is not known, with `message` for people."""
     return GatewayError(Kind.UNAUTHENTICATED, ErrorReason.ERROR_REASON_UNAUTHENTICATED, message)

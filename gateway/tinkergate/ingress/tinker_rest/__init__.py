@@ -1,0 +1,1 @@
+"""Tinker's REST API as a door: the official tinker and MinT SDKs point at it."""
