@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import compatibility
 import pytest
 from certificates import Certificates, write_certificates
 from hypothesis import HealthCheck, settings
@@ -22,6 +23,22 @@ settings.register_profile(
     "tinkergate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tinkergate")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    compatibility.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    compatibility.configure(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    compatibility.check_marks(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    compatibility.finish(session)
 
 
 @pytest.fixture(scope="session")
