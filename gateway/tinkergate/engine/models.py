@@ -17,6 +17,7 @@ from tinkergate.engine.distillation import Comparison
 from tinkergate.engine.losses import Example, LossSettings
 from tinkergate.engine.optimizer import AdamSettings
 from tinkergate.engine.peft_format import mismatch, rank_and_alpha
+from tinkergate.engine.rollout_correction import RolloutCorrection
 from tinkergate.engine.scheduler import Handle, Queue, Scheduler, Work
 from tinkergate.engine.snapshots import Snapshot
 from tinkergate.engine.trainer import ForwardBackwardResult, ReverseKlResult, Trainer
@@ -44,8 +45,15 @@ class _Model:
     spec: LoraSpec
     trainer: Trainer
 
-    def __init__(self, model_id: str, loaded: LoadedBase, queue: Queue) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        loaded: LoadedBase,
+        queue: Queue,
+        correction: RolloutCorrection | None,
+    ) -> None:
         self.model_id = model_id
+        self.correction = correction
         self.adapter = loaded.new_name()
         """Not the model's id: a new model may have that while the old one is still being freed."""
         self.loaded = loaded
@@ -54,7 +62,9 @@ class _Model:
     def make(self, spec: LoraSpec) -> None:
         """The adapter is there: get ready to train it."""
         self.spec = spec
-        self.trainer = Trainer(self.loaded.base, self.loaded.adapters, self.adapter)
+        self.trainer = Trainer(
+            self.loaded.base, self.loaded.adapters, self.adapter, correction=self.correction
+        )
 
 
 class Models:
@@ -68,7 +78,14 @@ class Models:
         self._lock = threading.Lock()
         self._models: dict[str, _Model] = {}
 
-    def create(self, model_id: str, loaded: LoadedBase, spec: LoraSpec) -> Handle[MadeModel]:
+    def create(
+        self,
+        model_id: str,
+        loaded: LoadedBase,
+        spec: LoraSpec,
+        *,
+        correction: RolloutCorrection | None = None,
+    ) -> Handle[MadeModel]:
         """Make a model with new weights."""
 
         def make(model: _Model) -> Work[MadeModel]:
@@ -77,10 +94,16 @@ class Models:
             model.make(spec)
             return MadeModel(spec, 0)
 
-        return self._create(model_id, loaded, make)
+        return self._create(model_id, loaded, make, correction)
 
     def create_from(
-        self, model_id: str, loaded: LoadedBase, folder: Path, *, with_optimizer: bool
+        self,
+        model_id: str,
+        loaded: LoadedBase,
+        folder: Path,
+        *,
+        with_optimizer: bool,
+        correction: RolloutCorrection | None = None,
     ) -> Handle[MadeModel]:
         """Make a model of a checkpoint."""
 
@@ -95,12 +118,16 @@ class Models:
             model.trainer.load_state(read.weights, read.optimizer)
             return MadeModel(spec, model.trainer.optimizer_steps)
 
-        return self._create(model_id, loaded, make)
+        return self._create(model_id, loaded, make, correction)
 
     def _create(
-        self, model_id: str, loaded: LoadedBase, make: Callable[[_Model], Work[MadeModel]]
+        self,
+        model_id: str,
+        loaded: LoadedBase,
+        make: Callable[[_Model], Work[MadeModel]],
+        correction: RolloutCorrection | None,
     ) -> Handle[MadeModel]:
-        model = _Model(model_id, loaded, Queue(self._scheduler, model_id))
+        model = _Model(model_id, loaded, Queue(self._scheduler, model_id), correction)
         with self._lock:
             if model_id in self._models:
                 raise ValueError(f"there is a model {model_id!r} already")

@@ -24,6 +24,8 @@ from tinkergate.engine.losses import (
 )
 from tinkergate.engine.optimizer import AdamSettings, AdamW, OptimizerState, check_like
 from tinkergate.engine.packing import end_to_end, pack
+from tinkergate.engine.rollout_correction import LOSS as CORRECTED_LOSS
+from tinkergate.engine.rollout_correction import RolloutCorrection, evaluate_corrected
 from tinkergate.engine.threads import threads_for
 from tinkergate_kernels import linear_logprob
 from tinkergate_kernels.losses import LossSpec, evaluate
@@ -86,11 +88,14 @@ class Trainer:
         name: str,
         *,
         tokens_per_micro_batch: int = TOKENS_PER_MICRO_BATCH,
+        correction: RolloutCorrection | None = None,
     ) -> None:
+        """`correction` is of the importance_sampling loss; None leaves it as it is."""
         self._base = base
         self._adapters = adapters
         self._name = name
         self._budget = tokens_per_micro_batch
+        self._correction = correction
         parameters = adapters.parameters(name)
         self._parameters = [parameter for _, parameter in parameters]
         self._parameter_count = sum(parameter.numel() for parameter in self._parameters)
@@ -168,7 +173,10 @@ class Trainer:
             weight, bias, lora = self._base.unembedding()
             logprobs = linear_logprob(hidden, weight, targets, bias=bias, lora=lora)
             # The loss stands outside of the graph, and hands in its gradient.
-            result = evaluate(spec.name, logprobs.detach(), inputs, offsets, settings)
+            if spec.name == CORRECTED_LOSS and self._correction is not None:
+                result = evaluate_corrected(self._correction, logprobs.detach(), inputs, offsets)
+            else:
+                result = evaluate(spec.name, logprobs.detach(), inputs, offsets, settings)
             gradients = None
             if backward:
                 gradients = torch.autograd.grad(logprobs, self._parameters, result.gradient)
