@@ -81,6 +81,9 @@ class SavedCheckpoint:
     upstream_path: str = ""
     """The backend's own path of it, where that differs from the canonical one. The gateway keeps
     it, and tells it to the backend again after a restart (`Backend.start`)."""
+    lora_config: LoraConfig | None = None
+    """The adapter, where the backend has looked at it: of an import, the gateway knows only what
+    the caller's files say."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,20 @@ TYPES: Final = {
 """What a checkpoint can be used for, by the kind in its path."""
 
 
+def set_times(message: Checkpoint, now: int, ttl: Duration | None) -> None:
+    """A checkpoint is made at `now` (nanoseconds since 1970), and lives for `ttl` or for ever."""
+    set_time(message.create_time, now)
+    set_expiry(message, now, ttl)
+
+
+def set_expiry(message: Checkpoint, now: int, ttl: Duration | None) -> None:
+    """A checkpoint lives for `ttl` from `now` on, or for ever."""
+    if ttl is None:
+        message.ClearField("expire_time")
+    else:
+        set_time(message.expire_time, now + ttl.seconds * 1_000_000_000 + ttl.nanos)
+
+
 class CheckpointEntry:
     """One checkpoint."""
 
@@ -37,7 +51,8 @@ class CheckpointEntry:
     def __init__(self, number: int, message: Checkpoint, has_optimizer: bool | None) -> None:
         self.number = number
         self.message = message
-        """Never changed; another save under the same path makes another entry."""
+        """Never changed, because answers share it; `CheckpointRegistry.change` puts another in its
+        place. Another save under the same path makes another entry."""
         self.has_optimizer = has_optimizer
         """None if only the backend knows."""
 
@@ -73,6 +88,10 @@ class CheckpointRegistry:
     def find(self, path: str) -> CheckpointEntry | None:
         """The checkpoint of that path, if there is one."""
         return self._entries.get(path)
+
+    def of_model(self, model_id: str) -> Iterator[CheckpointEntry]:
+        """The checkpoints of one model, newest first."""
+        return (e for e in self.newest_first() if e.message.model_id == model_id)
 
     def require(self, path: str) -> CheckpointEntry:
         """The checkpoint of that path. Raises NOT_FOUND."""
@@ -136,10 +155,7 @@ class CheckpointRegistry:
             backend=model.backend,
             upstream_path=saved.upstream_path,
         )
-        now = self._clock.now()
-        set_time(message.create_time, now)
-        if ttl is not None:
-            set_time(message.expire_time, now + ttl.seconds * 1_000_000_000 + ttl.nanos)
+        set_times(message, self._clock.now(), ttl)
         self.add(message, saved.has_optimizer)
 
     def add(self, message: Checkpoint, has_optimizer: bool | None) -> CheckpointEntry:
@@ -158,6 +174,11 @@ class CheckpointRegistry:
             message=message.SerializeToString(),
         )
         return entry
+
+    def change(self, entry: CheckpointEntry, message: Checkpoint) -> None:
+        """Put `message`, of the same path, in the place of what is known of a checkpoint."""
+        entry.message = message
+        self._store.update(CheckpointRow, message.path, message=message.SerializeToString())
 
     def remove(self, path: str) -> None:
         """Forget a checkpoint. Unknown paths are no error."""
@@ -187,7 +208,10 @@ class CheckpointRegistry:
         before it noted them. If `complete`, those that the backend does not list are forgotten."""
         for message in sorted(held, key=lambda message: nanoseconds(message.create_time)):
             path = parse_path(message.path)
-            if path is not None and message.path not in self._entries:
+            known = self._entries.get(message.path)
+            if known is not None and not known.message.HasField("lora_config"):
+                self._complete(known, message)
+            if path is not None and known is None:
                 taken = Checkpoint()
                 taken.CopyFrom(message)
                 taken.backend = backend
@@ -200,3 +224,12 @@ class CheckpointRegistry:
             for entry in list(self._entries.values()):
                 if entry.message.backend == backend and entry.message.path not in paths:
                     self.remove(entry.message.path)
+
+    def _complete(self, known: CheckpointEntry, held: Checkpoint) -> None:
+        """Take over what earlier versions of the gateway did not note."""
+        if held.HasField("lora_config"):
+            message = Checkpoint()
+            message.CopyFrom(known.message)
+            message.lora_config.CopyFrom(held.lora_config)
+            message.optimizer_config.CopyFrom(held.optimizer_config)
+            self.change(known, message)

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from tinkergate.backends.base import SavedCheckpoint
 from tinkergate.core.admission import Admission
-from tinkergate.core.checkpoint_registry import CheckpointEntry, CheckpointRegistry
-from tinkergate.core.clock import Clock, set_time
+from tinkergate.core.checkpoint_registry import (
+    CheckpointEntry,
+    CheckpointRegistry,
+    set_expiry,
+    set_times,
+)
+from tinkergate.core.clock import Clock
 from tinkergate.core.ids import WEIGHTS, CheckpointPath, new_import_id, session_of
 from tinkergate.core.importing import receive
-from tinkergate.core.paging import page
+from tinkergate.core.paging import Window, page, window
 from tinkergate.core.router import Router
 from tinkergate.core.sessions import Sessions
 from tinkergate.core.settings import CoreSettings
-from tinkergate.core.validation.names import check_name, parse_checkpoint_path
+from tinkergate.core.validation.models import ADAMW
+from tinkergate.core.validation.names import check_name, check_ttl, parse_checkpoint_path
 from tinkergate.core.validation.notes import check_metadata
 from tinkergate.core.validation.report import Report
-from tinkergate.errors import GatewayError, invalid_field
+from tinkergate.errors import GatewayError, Kind, invalid_field
 from tinkergate.v1 import (
     Checkpoint,
     CheckpointType,
     DeleteCheckpointRequest,
     DeleteCheckpointResponse,
+    ErrorReason,
     FilePiece,
     GetCheckpointRequest,
     GetCheckpointResponse,
@@ -32,13 +39,21 @@ from tinkergate.v1 import (
     ImportHeader,
     ListCheckpointsRequest,
     ListCheckpointsResponse,
+    LoraConfig,
+    OptimizerConfig,
+    PublishCheckpointRequest,
+    PublishCheckpointResponse,
+    SetCheckpointTtlRequest,
+    SetCheckpointTtlResponse,
+    UnpublishCheckpointRequest,
+    UnpublishCheckpointResponse,
 )
 
 _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The RPCs of CheckpointService."""
+    """The RPCs of CheckpointService, but for those of copies and files."""
 
     def __init__(
         self,
@@ -73,18 +88,63 @@ class Checkpoints:
             checkpoints=[entry.message for entry in chosen], next_page_token=token
         )
 
+    def window(self, offset: int, limit: int, model_id: str = "") -> Window[Checkpoint]:
+        """The checkpoints from place `offset` on, newest first; of one model if it is given.
+        Raises INVALID."""
+        chosen = self._registry.of_model(model_id) if model_id else self._registry.newest_first()
+        return window((entry.message for entry in chosen), offset, limit)
+
     async def get(self, request: GetCheckpointRequest) -> GetCheckpointResponse:
         """Answer GetCheckpoint. Raises INVALID or NOT_FOUND."""
-        path = parse_checkpoint_path("path", request.path)
-        self._sessions.heard(session_of(path.model_id))
-        return GetCheckpointResponse(checkpoint=self._registry.require(request.path).message)
+        return GetCheckpointResponse(checkpoint=self._require(request.path).message)
 
     async def delete(self, request: DeleteCheckpointRequest) -> DeleteCheckpointResponse:
         """Answer DeleteCheckpoint. Raises INVALID or NOT_FOUND."""
-        path = parse_checkpoint_path("path", request.path)
-        self._sessions.heard(session_of(path.model_id))
-        await self._delete(self._registry.require(request.path))
+        await self._delete(self._require(request.path))
         return DeleteCheckpointResponse()
+
+    async def publish(self, request: PublishCheckpointRequest) -> PublishCheckpointResponse:
+        """Answer PublishCheckpoint. Raises INVALID, NOT_FOUND, or CONFLICT if it is."""
+        return PublishCheckpointResponse(checkpoint=self._mark(request.path, public=True))
+
+    async def unpublish(self, request: UnpublishCheckpointRequest) -> UnpublishCheckpointResponse:
+        """Answer UnpublishCheckpoint. Raises INVALID, NOT_FOUND, or CONFLICT if it is not."""
+        return UnpublishCheckpointResponse(checkpoint=self._mark(request.path, public=False))
+
+    def _mark(self, path: str, *, public: bool) -> Checkpoint:
+        entry = self._require(path)
+        if entry.message.public == public:
+            raise GatewayError(
+                Kind.CONFLICT,
+                ErrorReason.ERROR_REASON_NO_CHANGE,
+                f"checkpoint {path!r} is {'public already' if public else 'not public'}",
+            )
+        return self._change(entry, lambda message: setattr(message, "public", public))
+
+    async def set_ttl(self, request: SetCheckpointTtlRequest) -> SetCheckpointTtlResponse:
+        """Answer SetCheckpointTtl. Raises INVALID or NOT_FOUND."""
+        report = Report()
+        if request.HasField("ttl"):
+            check_ttl(report, request.ttl)
+        report.raise_if_any()
+        entry = self._require(request.path)
+        ttl = request.ttl if request.HasField("ttl") else None
+        now = self._clock.now()
+        changed = self._change(entry, lambda message: set_expiry(message, now, ttl))
+        return SetCheckpointTtlResponse(checkpoint=changed)
+
+    def _change(self, entry: CheckpointEntry, change: Callable[[Checkpoint], None]) -> Checkpoint:
+        message = Checkpoint()
+        message.CopyFrom(entry.message)
+        change(message)
+        self._registry.change(entry, message)
+        return message
+
+    def _require(self, path: str) -> CheckpointEntry:
+        """The checkpoint of that path, whose session has now been heard of."""
+        parsed = parse_checkpoint_path("path", path)
+        self._sessions.heard(session_of(parsed.model_id))
+        return self._registry.require(path)
 
     async def _delete(self, entry: CheckpointEntry) -> None:
         path = entry.message.path
@@ -128,10 +188,11 @@ class Checkpoints:
                 model_id=path.model_id,
                 base_model=route.model.name,
                 lora_rank=adapter.rank,
+                optimizer_config=OptimizerConfig(type=ADAMW),
                 user_metadata=header.user_metadata,
                 backend=route.backend.name,
             )
-            set_time(checkpoint.create_time, self._clock.now())
+            set_times(checkpoint, self._clock.now(), ttl=None)
             to_make = Checkpoint()
             to_make.CopyFrom(checkpoint)
             to_make.base_model = route.upstream_name
@@ -151,5 +212,6 @@ class Checkpoints:
     ) -> ImportCheckpointResponse:
         saved = await importing
         checkpoint.size_bytes, checkpoint.upstream_path = saved.size_bytes, saved.upstream_path
+        checkpoint.lora_config.CopyFrom(saved.lora_config or LoraConfig(rank=checkpoint.lora_rank))
         self._registry.add(checkpoint, has_optimizer=False)
         return ImportCheckpointResponse(checkpoint=checkpoint)

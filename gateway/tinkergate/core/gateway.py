@@ -11,6 +11,8 @@ from tinkergate.backends.base import Backend
 from tinkergate.core.admission import Admission, shutting_down
 from tinkergate.core.backends import AttachedBackend, BackendOpening
 from tinkergate.core.background import Background
+from tinkergate.core.checkpoint_copies import CheckpointCopies
+from tinkergate.core.checkpoint_files import CheckpointFiles
 from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.checkpoints import Checkpoints
 from tinkergate.core.clock import Clock
@@ -20,6 +22,7 @@ from tinkergate.core.models import Models
 from tinkergate.core.operation_table import OperationTable
 from tinkergate.core.operations import Operations
 from tinkergate.core.outcomes import Outcomes
+from tinkergate.core.rendering import Rendering
 from tinkergate.core.router import Router
 from tinkergate.core.sample_futures import SampleFutures
 from tinkergate.core.samplers import Samplers
@@ -29,7 +32,9 @@ from tinkergate.core.sessions import Sessions
 from tinkergate.core.settings import CoreSettings
 from tinkergate.core.sources import Sources
 from tinkergate.core.training import Training
+from tinkergate.core.training_runs import TrainingRuns
 from tinkergate.errors import GatewayError, Kind
+from tinkergate.rendering import Tokenizers
 from tinkergate.store import Store
 from tinkergate.v1 import Checkpoint, ErrorReason, GetCapabilitiesResponse, Limits
 
@@ -55,9 +60,11 @@ class Gateway:
         *,
         names: Sequence[ModelName] = (),
         default_backend: str = "",
+        tokenizers: Tokenizers | None = None,
     ) -> None:
         """`backends` in the order of preference, `names` what the configuration calls their base
-        models; for the defaults see `Router`. The gateway opens and closes backends and store."""
+        models; for the defaults see `Router`; `tokenizers` those to render with, none if absent.
+        The gateway opens and closes backends and store."""
         settings = settings or CoreSettings()
         clock = clock or Clock()
         self._settings = settings
@@ -100,9 +107,17 @@ class Gateway:
         self.sampling = Sampling(settings, clock, self._admission, self.sessions, sources)
         self.sample_futures = SampleFutures(settings, clock, self.sampling, self.sessions)
         self.scoring = Scoring(settings, self._admission, self.sessions, sources)
+        self.rendering = Rendering(
+            settings, self._admission, self._router, tokenizers or Tokenizers()
+        )
         self.checkpoints = Checkpoints(
             settings, clock, self._admission, self._router, self.sessions, self._registry
         )
+        self.checkpoint_copies = CheckpointCopies(
+            clock, self._admission, self._router, self.sessions, self._book, self._registry
+        )
+        self.checkpoint_files = CheckpointFiles(self._router, self.sessions, self._registry)
+        self.training_runs = TrainingRuns(self.sessions, self._book, self._registry)
 
     async def start(self) -> None:
         """Open the store, start the backends, and take up what an earlier run left: its sessions

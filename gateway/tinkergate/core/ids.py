@@ -30,6 +30,11 @@ def new_import_id() -> str:
     return f"i-{secrets.token_hex(8)}:train:0"
 
 
+def new_copy_id() -> str:
+    """The model id of a copied checkpoint that no session is to own."""
+    return f"c-{secrets.token_hex(8)}:train:0"
+
+
 def model_id(session_id: str, number: int) -> str:
     """The id of a session's model."""
     return f"{session_id}:train:{number}"

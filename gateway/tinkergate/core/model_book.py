@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tinkergate.core.ids import model_id
 from tinkergate.core.model_entry import LiveModel, ModelEntry
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import ModelRow, Store
@@ -34,6 +35,13 @@ class ModelBook:
     def of_session(self, session_id: str) -> Sequence[ModelEntry]:
         """The models of a session, oldest first."""
         return [e for e in self._entries.values() if e.message.session_id == session_id]
+
+    def free_id(self, session_id: str) -> str:
+        """The first model id of a session that no model has."""
+        number = 0
+        while (new_id := model_id(session_id, number)) in self._entries:
+            number += 1
+        return new_id
 
     def add(self, message: Model) -> ModelEntry:
         """A new model."""

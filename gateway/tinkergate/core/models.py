@@ -168,10 +168,7 @@ class Models:
             if new_id in self._book:
                 raise conflict(f"model_seq_id {request.model_seq_id} of session {session_id!r}")
             return new_id
-        number = 0
-        while (new_id := model_id(session_id, number)) in self._book:
-            number += 1
-        return new_id
+        return self._book.free_id(session_id)
 
     def _making_ended(self, live: LiveModel, making: asyncio.Task[ModelFacts]) -> None:
         error: GatewayError | None = None

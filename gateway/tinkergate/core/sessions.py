@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final
 
 from tinkergate.core.admission import Admission
-from tinkergate.core.clock import Clock, set_time
+from tinkergate.core.clock import Clock, nanoseconds, set_time
 from tinkergate.core.identity import conflict, request_hash
 from tinkergate.core.ids import new_session_id
-from tinkergate.core.paging import page
+from tinkergate.core.paging import Window, page, window
 from tinkergate.core.settings import CoreSettings
-from tinkergate.core.validation.notes import check_finish, check_session
+from tinkergate.core.validation.notes import check_finish, check_project, check_session
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.store import SessionRow, Store
 from tinkergate.v1 import (
@@ -29,6 +30,8 @@ from tinkergate.v1 import (
     ListSessionsResponse,
     Session,
     SessionState,
+    SetSessionProjectRequest,
+    SetSessionProjectResponse,
 )
 
 _ACTIVE: Final = SessionState.SESSION_STATE_ACTIVE
@@ -65,6 +68,10 @@ class SessionEntry:
     def session_id(self) -> str:
         """The id."""
         return self.message.session_id
+
+
+def _place(entry: SessionEntry) -> tuple[int, str]:
+    return nanoseconds(entry.message.create_time), entry.session_id
 
 
 OnEnd = Callable[[str], None]
@@ -165,6 +172,37 @@ class Sessions:
             entry.message.finish_detail = request.detail
             self._end(entry, SessionState.SESSION_STATE_FINISHED)
         return FinishSessionResponse(session=self._render(entry))
+
+    async def set_project(self, request: SetSessionProjectRequest) -> SetSessionProjectResponse:
+        """Answer SetSessionProject, for sessions that have ended too. Raises INVALID or
+        NOT_FOUND."""
+        entry = self._require(request.session_id)
+        check_project(request.project_id)
+        self.heard(request.session_id)
+        entry.message.project_id = request.project_id
+        self._store.update(SessionRow, entry.session_id, message=entry.message.SerializeToString())
+        return SetSessionProjectResponse(session=self._render(entry))
+
+    def window(self, offset: int, limit: int) -> Window[Session]:
+        """The sessions from place `offset` on, newest first. Raises INVALID."""
+        found = window(reversed(self._entries.values()), offset, limit)
+        return found.map(self._render)
+
+    def search(
+        self, wanted: Callable[[Session], bool], after: tuple[int, str] | None, limit: int
+    ) -> tuple[Sequence[Session], bool]:
+        """The newest `limit` sessions that are `wanted`, newest first, and whether there are more.
+        With `after` only those older than the session of that time of creation (nanoseconds since
+        1970) and id. Two sessions of one time are in the order of their ids."""
+        entries = sorted(self._entries.values(), key=_place, reverse=True)
+        older = (entry for entry in entries if after is None or _place(entry) < after)
+        found = list(islice((entry for entry in older if wanted(entry.message)), limit + 1))
+        return [self._render(entry) for entry in found[:limit]], len(found) > limit
+
+    def project_of(self, session_id: str) -> str:
+        """The project of a session; empty for none, and for a session that is not known."""
+        entry = self._entries.get(session_id)
+        return entry.message.project_id if entry is not None else ""
 
     def _render(self, entry: SessionEntry) -> Session:
         """The session as an answer. `entry.message` itself goes on changing."""

@@ -80,6 +80,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The call's deadline passed."""
     ERROR_REASON_NOT_FINITE: _ErrorReason.ValueType  # 28
     """The model's numbers are not finite any more: its weights have diverged."""
+    ERROR_REASON_NO_CHANGE: _ErrorReason.ValueType  # 29
+    """What was asked for is so already."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason tells a program what went wrong. It is `reason` of the google.rpc.ErrorInfo detail
@@ -145,4 +147,6 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 27
 """The call's deadline passed."""
 ERROR_REASON_NOT_FINITE: ErrorReason.ValueType  # 28
 """The model's numbers are not finite any more: its weights have diverged."""
+ERROR_REASON_NO_CHANGE: ErrorReason.ValueType  # 29
+"""What was asked for is so already."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -47,6 +47,7 @@ def folder(root: Path, path: str) -> Path:
     return root / "checkpoints" / quote(model, safe="") / kind / name
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own call
 async def test_external_weights_are_a_peft_adapter(
     backend: LocalBackend, micro_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -148,7 +148,7 @@ def _described(path: CheckpointPath, summary: checkpoint.CheckpointSummary) -> C
         model_id=path.model_id,
         base_model=metadata.get(BASE_MODEL, ""),
         lora_rank=summary.adapter_config.get("r", 0),
-        lora_config=_lora_config(metadata.get(LORA)),
+        lora_config=lora_config(metadata),
         # The only one that the engine has; see `LocalBackend.create_model`.
         optimizer_config=OptimizerConfig(type=ADAMW),
         size_bytes=summary.size_bytes,
@@ -161,9 +161,9 @@ def _described(path: CheckpointPath, summary: checkpoint.CheckpointSummary) -> C
     return described
 
 
-def _lora_config(noted: Any) -> LoraConfig | None:
-    """The adapter that the engine noted; None for a note that is none."""
+def lora_config(metadata: Mapping[str, Any]) -> LoraConfig | None:
+    """The adapter that the engine noted in a checkpoint; None for a note that is none."""
     try:
-        return lora_from_spec(LoraSpec(**noted))
+        return lora_from_spec(LoraSpec(**metadata.get(LORA)))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None

@@ -57,10 +57,13 @@ class StoredCheckpoints:
             # The folder must stay until it is read, whatever becomes of the caller.
             waiting = asyncio.ensure_future(asyncio.wrap_future(handle.future))
             try:
-                return SavedCheckpoint(await asyncio.shield(waiting), has_optimizer=False)
+                size = await asyncio.shield(waiting)
             except asyncio.CancelledError:
                 await asyncio.wait([waiting])
                 raise
+        made = await asyncio.to_thread(checkpoint.summarize, target)
+        lora = folders.lora_config(made.metadata)
+        return SavedCheckpoint(size, has_optimizer=False, lora_config=lora)
 
     async def copy(self, source: str, described: Checkpoint) -> SavedCheckpoint:
         """Make `described.path` of the same weights, and the same optimizer state, as `source`.

@@ -9,6 +9,7 @@ from tinkergate.v1 import CreateSessionRequest, FinishReason, FinishSessionReque
 
 MAX_ENTRIES = 64
 MAX_KEY_CHARS = 128
+MAX_NAME_CHARS = 256
 MAX_TEXT_CHARS = 4096
 MAX_REQUEST_ID_CHARS = 128
 
@@ -48,8 +49,15 @@ def check_session(request: CreateSessionRequest) -> None:
             check_text(report, f"tags[{i}]", tag, MAX_KEY_CHARS)
     check_metadata(report, request.user_metadata)
     for field in ("display_name", "project_id", "client_version"):
-        check_text(report, field, getattr(request, field), MAX_KEY_CHARS * 2)
+        check_text(report, field, getattr(request, field), MAX_NAME_CHARS)
     check_request_id(report, request.request_id)
+    report.raise_if_any()
+
+
+def check_project(project_id: str) -> None:
+    """The project that a session is to be in."""
+    report = Report()
+    check_text(report, "project_id", project_id, MAX_NAME_CHARS)
     report.raise_if_any()
 
 
