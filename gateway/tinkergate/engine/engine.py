@@ -6,7 +6,7 @@ and written beside it, while it goes on with other lanes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from tinkergate.engine import checkpoint
 from tinkergate.engine.adapters import LoraSpec
 from tinkergate.engine.bases import Bases, LoadedBase
+from tinkergate.engine.interpolation import check_coefficients, interpolated
 from tinkergate.engine.models import Models, noted, read_checkpoint
 from tinkergate.engine.sampler import SamplerLimits
 from tinkergate.engine.scheduler import Handle, Scheduler, Work
@@ -99,9 +100,41 @@ class Engine:
     ) -> Handle[int]:
         """Take in a PEFT folder as a checkpoint without optimizer state, once it is found to fit
         the base model. Answers its size in bytes. Raises GatewayError."""
+        return self._make_checkpoint(
+            loaded, partial(checkpoint.read_peft_folder, source), target, metadata
+        )
+
+    def interpolate(
+        self,
+        loaded: LoadedBase,
+        sources: Sequence[Path],
+        coefficients: Sequence[float],
+        target: Path,
+        metadata: Mapping[str, Any],
+    ) -> Handle[int]:
+        """Make a checkpoint, without optimizer state, of the weighted sum of others on the same
+        base model; see `interpolation`. Answers its size in bytes. Raises GatewayError, at once for
+        coefficients that break the rules."""
+        check_coefficients(len(sources), coefficients)
+
+        def read() -> tuple[dict[str, Any], dict[str, Tensor]]:
+            found = [read_checkpoint(source, loaded.base.name, False) for source in sources]
+            adapters = [(one.adapter_config, one.weights) for one in found]
+            return interpolated(adapters, coefficients)
+
+        return self._make_checkpoint(loaded, read, target, metadata)
+
+    def _make_checkpoint(
+        self,
+        loaded: LoadedBase,
+        read: Callable[[], tuple[dict[str, Any], dict[str, Tensor]]],
+        target: Path,
+        metadata: Mapping[str, Any],
+    ) -> Handle[int]:
+        """Write what `read`, beside the numeric thread, gives, if it fits the base model."""
 
         def work() -> Work[int]:
-            reading = self._files.submit(checkpoint.read_peft_folder, source)
+            reading = self._files.submit(read)
             yield reading
             config, weights = reading.result()
             spec, config = _fitting(loaded, config, weights)
