@@ -72,8 +72,8 @@ class TinkerSettings:
     ca_file: Path | None = None
     """A PEM file of further certificate authorities to trust, for services with a private one."""
     proxy: str = ""
-    """The URL of a proxy for the way to the service; empty means none. Proxies that the environment
-    names are not used."""
+    """The URL of a proxy for the way to the service; empty leaves it to the environment's HTTP_PROXY,
+    HTTPS_PROXY and NO_PROXY."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be: an empty name, a URL that is none."""
