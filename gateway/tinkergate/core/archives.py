@@ -91,8 +91,9 @@ class Archive:
     async def _tar(self, read_member: ReadMember) -> AsyncIterator[bytes]:
         for member in self._members:
             yield self._header(member)
-            async for piece in read_member(member.name):
-                yield piece
+            if member.size:
+                async for piece in read_member(member.name):
+                    yield piece
             yield bytes(_padding(member.size))
         yield _END
 

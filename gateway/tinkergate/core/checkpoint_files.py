@@ -83,15 +83,17 @@ class CheckpointFiles:
             f"checkpoint {path!r} has no file {name[:_MAX_NAME_BYTES]!r}",
         )
 
-    async def archive(self, path: str) -> Content:
-        """All files as one .tar.gz, made while it is read; see `Archive`. Raises as `list` does."""
+    async def archive(self, path: str, marker: str = "") -> Content:
+        """All files as one .tar.gz, made while it is read; see `Archive`. If `marker` is given, an
+        empty file of that name comes last. Raises as `list` does."""
         entry = self._require(path)
         files = await self._files(entry)
         created = nanoseconds(entry.message.create_time)
-        archive = Archive(
-            [Member(file.name, file.size_bytes) for file in files], created // 1_000_000_000
-        )
         by_name = {file.name: file for file in files}
+        members = [Member(file.name, file.size_bytes) for file in files]
+        if marker and marker not in by_name:
+            members.append(Member(marker, 0))
+        archive = Archive(members, created // 1_000_000_000)
 
         def read(offset: int) -> AsyncIterator[bytes]:
             return archive.read(offset, lambda name: self._read(entry, by_name[name], 0))

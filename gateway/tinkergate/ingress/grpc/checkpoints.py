@@ -9,6 +9,8 @@ from tinkergate.errors import invalid_field
 from tinkergate.ingress.grpc.call import Context
 from tinkergate.v1 import (
     CheckpointServiceServicer,
+    CopyCheckpointRequest,
+    CopyCheckpointResponse,
     DeleteCheckpointRequest,
     DeleteCheckpointResponse,
     FilePiece,
@@ -17,8 +19,16 @@ from tinkergate.v1 import (
     ImportCheckpointRequest,
     ImportCheckpointResponse,
     ImportHeader,
+    ListCheckpointFilesRequest,
+    ListCheckpointFilesResponse,
     ListCheckpointsRequest,
     ListCheckpointsResponse,
+    PublishCheckpointRequest,
+    PublishCheckpointResponse,
+    SetCheckpointTtlRequest,
+    SetCheckpointTtlResponse,
+    UnpublishCheckpointRequest,
+    UnpublishCheckpointResponse,
 )
 
 
@@ -27,6 +37,8 @@ class CheckpointServicer(CheckpointServiceServicer):
 
     def __init__(self, gateway: Gateway) -> None:
         self._checkpoints = gateway.checkpoints
+        self._copies = gateway.checkpoint_copies
+        self._files = gateway.checkpoint_files
 
     async def ListCheckpoints(
         self, request: ListCheckpointsRequest, context: Context
@@ -52,6 +64,36 @@ class CheckpointServicer(CheckpointServiceServicer):
         """Answer ImportCheckpoint."""
         header = await _header(request)
         return await self._checkpoints.import_(header, _pieces(request))
+
+    async def PublishCheckpoint(
+        self, request: PublishCheckpointRequest, context: Context
+    ) -> PublishCheckpointResponse:
+        """Answer PublishCheckpoint."""
+        return await self._checkpoints.publish(request)
+
+    async def UnpublishCheckpoint(
+        self, request: UnpublishCheckpointRequest, context: Context
+    ) -> UnpublishCheckpointResponse:
+        """Answer UnpublishCheckpoint."""
+        return await self._checkpoints.unpublish(request)
+
+    async def SetCheckpointTtl(
+        self, request: SetCheckpointTtlRequest, context: Context
+    ) -> SetCheckpointTtlResponse:
+        """Answer SetCheckpointTtl."""
+        return await self._checkpoints.set_ttl(request)
+
+    async def CopyCheckpoint(
+        self, request: CopyCheckpointRequest, context: Context
+    ) -> CopyCheckpointResponse:
+        """Answer CopyCheckpoint."""
+        return await self._copies.copy(request)
+
+    async def ListCheckpointFiles(
+        self, request: ListCheckpointFilesRequest, context: Context
+    ) -> ListCheckpointFilesResponse:
+        """Answer ListCheckpointFiles."""
+        return await self._files.list(request)
 
 
 async def _header(messages: AsyncIterator[ImportCheckpointRequest]) -> ImportHeader:

@@ -16,6 +16,8 @@ from tinkergate.v1 import (
     ListSessionsRequest,
     ListSessionsResponse,
     SessionServiceServicer,
+    SetSessionProjectRequest,
+    SetSessionProjectResponse,
 )
 
 
@@ -52,3 +54,9 @@ class SessionServicer(SessionServiceServicer):
     ) -> FinishSessionResponse:
         """Answer FinishSession."""
         return await self._sessions.finish(request)
+
+    async def SetSessionProject(
+        self, request: SetSessionProjectRequest, context: Context
+    ) -> SetSessionProjectResponse:
+        """Answer SetSessionProject."""
+        return await self._sessions.set_project(request)

@@ -11,6 +11,7 @@ from tinkergate.v1 import (
     Operation,
     OptimStepRequest,
     SaveStateRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     TrainingServiceServicer,
 )
@@ -46,4 +47,10 @@ class TrainingServicer(TrainingServiceServicer):
         self, request: SaveWeightsForSamplerRequest, context: Context
     ) -> Operation:
         """Answer SaveWeightsForSampler."""
+        return await self._training.submit(request)
+
+    async def SaveWeightsExternal(
+        self, request: SaveWeightsExternalRequest, context: Context
+    ) -> Operation:
+        """Answer SaveWeightsExternal."""
         return await self._training.submit(request)
