@@ -1,7 +1,7 @@
 """Write the tables of settings into docs/configuration.md, from the code that defines them.
 
 With --check it fails if the page differs. A setting's default and its meaning are those of its
-dataclass field and of the docstring below it.
+field and of the docstring below it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,29 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
-from tinkergate.config import Config, environment_name
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from tinkergate.backends.tinker.settings import TinkerSettings
+from tinkergate.config import (
+    Config,
+    LocalBackendTable,
+    ModelTable,
+    RemoteBackendTable,
+    environment_name,
+)
+from tinkergate.config.tables import SERVICE_OPTIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 MARKERS = re.compile(r"(<!-- settings -->\n).*(<!-- /settings -->)", re.DOTALL)
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass."""
+    """The docstring below each field of a class."""
     (definition,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
@@ -34,11 +45,13 @@ def meanings(kind: type) -> dict[str, str]:
     return found
 
 
-def shown_default(entry: Field[Any]) -> str:
+def shown_default(default: object) -> str:
     """A default as it would be written in the file."""
-    if entry.default is MISSING:
-        return "by the XDG rules"
-    match entry.default:
+    match default:
+        case _ if default is MISSING:
+            return "by the XDG rules"
+        case _ if default is PydanticUndefined:
+            return "none: must be given"
         case None:
             return "absent"
         case bool(value):
@@ -55,12 +68,27 @@ def rows(kind: type, prefix: str = "") -> Iterator[str]:
     """The table's rows of one dataclass, without those that are tables of their own."""
     hints, texts = get_type_hints(kind), meanings(kind)
     for entry in fields(kind):
-        if not is_dataclass(hints[entry.name]):
-            name = prefix + entry.name
+        variable = environment_name(prefix + entry.name)
+        if not is_dataclass(hints[entry.name]) and variable:
             yield (
-                f"| `{entry.name}` | {shown_default(entry)} | `{environment_name(name)}` "
+                f"| `{entry.name}` | {shown_default(entry.default)} | `{variable}` "
                 f"| {texts[entry.name]} |\n"
             )
+
+
+def table_rows(kind: type[BaseModel]) -> Iterator[str]:
+    """The rows of a table that only the file has."""
+    texts = meanings(kind)
+    for name, entry in kind.model_fields.items():
+        yield f"| `{name}` | {shown_default(entry.default)} | {texts[name]} |\n"
+
+
+def service_rows() -> Iterator[str]:
+    """The rows of what a service's backend takes beside its table's own settings."""
+    texts = meanings(TinkerSettings)
+    for entry in fields(TinkerSettings):
+        if entry.name in SERVICE_OPTIONS:
+            yield f"| `{entry.name}` | {shown_default(entry.default)} | {texts[entry.name]} |\n"
 
 
 def tables() -> str:
@@ -72,6 +100,14 @@ def tables() -> str:
         if is_dataclass(hint):
             assert isinstance(hint, type)
             parts += [f"\n## [{name}]\n\n", texts[name], "\n\n", head, *rows(hint, f"{name}.")]
+    head = "| setting | default | meaning |\n|---|---|---|\n"
+    parts += ["\n## [backends.NAME] of kind `local`\n\n", f"{LocalBackendTable.__doc__}\n\n"]
+    parts += [head, *table_rows(LocalBackendTable)]
+    parts += ["\n## [backends.NAME] of kind `tinker` or `mint`\n\n"]
+    parts += [f"{RemoteBackendTable.__doc__}\n\n", head]
+    parts += [*table_rows(RemoteBackendTable), *service_rows()]
+    parts += ['\n## [models."NAME"]\n\n', f"{ModelTable.__doc__}\n\n", head]
+    parts += table_rows(ModelTable)
     return "".join(parts) + "\n"
 
 

@@ -10,7 +10,15 @@ from typing import get_type_hints
 
 import pytest
 
-from tinkergate.config import Config, ConfigError, environment_name, load_config
+from tinkergate.config import (
+    Config,
+    ConfigError,
+    EngineSettings,
+    LocalBackendTable,
+    RemoteBackendTable,
+    environment_name,
+    load_config,
+)
 
 
 @pytest.fixture
@@ -112,8 +120,10 @@ def test_every_kind_of_value_can_come_from_the_environment():
 
 
 def test_every_setting_has_a_variable_of_its_own():
-    names = [environment_name(setting) for setting in settings_of(Config)]
+    settings = settings_of(Config)
+    names = [name for setting in settings if (name := environment_name(setting))]
     assert len(set(names)) == len(names) > 30
+    assert {name for name in settings if not environment_name(name)} == {"backends", "models"}
     assert not {"TINKERGATE_CONFIG", "TINKERGATE_ADDRESS", "TINKERGATE_CACHE_DIR"} & set(names)
 
 
@@ -172,6 +182,177 @@ def test_a_bad_flag_is_named_as_a_flag():
 
 def test_keys_are_not_shown():
     assert "secret" not in repr(load_config({}, environment={"TINKERGATE_API_KEY": "secret"}))
+
+
+NAMED = """
+default_backend = "mint"
+[backends.mint]
+kind = "mint"
+base_url = "https://mint.example/prefix/"
+api_key_env = "KEY_OF_MINT"
+poll_timeout = 20
+[backends.small]
+kind = "local"
+models = ["/models/small"]
+[models."Qwen/Qwen3-8B"]
+name = "qwen3-8b"
+aliases = ["qwen"]
+tokenizer = "Qwen/Qwen3-8B"
+[models."org/tiny.2"]
+backend = "small"
+name = "~/tiny"
+"""
+
+
+def test_backends_and_models_have_names_of_their_own(write):
+    config = load_config({}, file=write(NAMED), environment={"KEY_OF_MINT": "sk-secret"})
+    assert list(config.all_backends()) == ["mint", "small"]
+    assert config.first_backend() == "mint"
+    service = config.backends["mint"].service("mint")
+    assert (service.name, service.dialect, service.api_key) == ("mint", "mint", "sk-secret")
+    assert service.url == "https://mint.example/prefix"
+    assert service.poll_timeout == 20.0
+    assert config.backends["small"] == LocalBackendTable(kind="local", models=("/models/small",))
+    assert config.models["Qwen/Qwen3-8B"].aliases == ("qwen",)
+    assert config.models["org/tiny.2"].name == "~/tiny"
+    assert "sk-secret" not in repr(config)
+    assert "sk-secret" not in str(config.backends["mint"].model_dump())
+
+
+def test_keys_come_from_files_too(write, tmp_path):
+    (tmp_path / "key").write_text("tml-secret\n")
+    file = write(f"[backends.far]\nkind = 'tinker'\napi_key_file = '{tmp_path / 'key'}'\n")
+    config = load_config({}, file=file, environment={})
+    assert config.backends["far"].service("far").api_key == "tml-secret"
+    # The embedded engine stays, and is the default.
+    assert list(config.all_backends()) == ["local", "far"]
+    assert config.first_backend() == "local"
+
+
+def test_the_environment_alone_makes_backends():
+    environment = {
+        "MINT_API_KEY": "sk-1",
+        "MINT_BASE_URL": "http://127.0.0.1:9/",
+        "TINKER_API_KEY": "tml-2",
+    }
+    config = load_config({}, environment=environment)
+    assert list(config.all_backends()) == ["local", "mint", "tinker"]
+    assert config.backends["mint"].service("mint").url == "http://127.0.0.1:9"
+    assert config.backends["tinker"].service("tinker").api_key == "tml-2"
+    off = environment | {"TINKERGATE_BACKENDS_FROM_ENVIRONMENT": "false"}
+    assert list(load_config({}, environment=off).all_backends()) == ["local"]
+
+
+def test_a_table_of_the_kind_takes_the_place_of_the_environments_backend(write):
+    file = write("[backends.east]\nkind = 'mint'\nbase_url = 'http://127.0.0.1:1'\n")
+    environment = {"MINT_API_KEY": "sk-1", "MINT_BASE_URL": "http://127.0.0.1:2"}
+    config = load_config({}, file=file, environment=environment)
+    assert list(config.backends) == ["east"]
+    service = config.backends["east"].service("east")
+    assert (service.url, service.api_key) == ("http://127.0.0.1:1", "sk-1")
+
+
+def test_a_key_of_loops_is_told_to_be_of_no_use_yet(caplog):
+    config = load_config({}, environment={"BASETEN_API_KEY": "secret"})
+    assert list(config.all_backends()) == ["local"]
+    (record,) = caplog.records
+    assert "does not speak Loops yet" in record.message
+    assert "secret" not in record.message
+
+
+def test_flags_add_models_to_those_of_the_file(write):
+    flags = {"models": {"qwen/other": {"name": "/models/x"}}}
+    config = load_config(flags, file=write(NAMED), environment={"KEY_OF_MINT": "sk-1"})
+    assert list(config.models) == ["Qwen/Qwen3-8B", "org/tiny.2", "qwen/other"]
+
+
+def test_the_engine_goes_where_other_local_backends_are_unless_it_is_wanted():
+    table = LocalBackendTable(kind="local")
+    assert not Config(backends={"small": table}).has_engine
+    both = Config(backends={"small": table}, engine=EngineSettings(enabled=True))
+    assert list(both.all_backends()) == ["local", "small"]
+    remote = RemoteBackendTable.model_validate({"kind": "mint"})
+    assert Config(backends={"mint": remote}).has_engine
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "[backends.x]\nkind = 'loops'",
+            "backends.x: kind 'loops': this build does not speak Loops",
+        ),
+        (
+            "[backends.x]\nkind = 'other'",
+            "backends.x: kind must be 'local', 'tinker' or 'mint', not",
+        ),
+        ("[backends.x]\nbase_url = 'http://h'", "backends.x: has no kind"),
+        ("[backends.x]\nkind = 'mint'", "backends.x: has no API key: set MINT_API_KEY"),
+        ("[backends.x]\nkind = 'tinker'\napi_key_env = 'ABSENT'", "set ABSENT"),
+        (
+            "[backends.x]\nkind = 'tinker'\napi_key_file = '/nowhere/key'",
+            "backends.x.api_key_file: '/nowhere/key': No such file",
+        ),
+        (
+            "[backends.x]\nkind = 'mint'\napi_key = 'sk-1'",
+            "api_key: keys do not stand in this file",
+        ),
+        (
+            "[backends.x]\nkind = 'mint'\nbase_uri = 'http://h'",
+            "there is no setting 'base_uri'; did you mean 'base_url'?",
+        ),
+        (
+            "[backends.x]\nkind = 'mint'\nbase_url = 'h'\napi_key_env = 'KEY'",
+            "backends.x: base_url is 'h'; must be an http or https URL",
+        ),
+        (
+            "[backends.x]\nkind = 'mint'\npoll_timeout = 'soon'\nretry_time = -1",
+            "poll_timeout: Input should be a valid number",
+        ),
+        (
+            "[backends.x]\nkind = 'local'\ndtype = 'int8'",
+            "backends.x.dtype: Input should be 'float32' or 'bfloat16', not 'int8'",
+        ),
+        (
+            "[backends.x]\nkind = 'local'\nthreads = 0",
+            "backends.x.threads: Input should be greater",
+        ),
+        ("[backends.x]\nkind = 'local'\ndevices = 'a'", "did you mean 'device'?"),
+        (
+            "[engine]\nenabled = true\n[backends.local]\nkind = 'local'",
+            "backends.local: is the name of the embedded engine",
+        ),
+        ("default_backend = 'mint'", "default_backend: 'mint' is no backend; there are: local"),
+        ("[models.a]\nbackend = 'x'", "models.a.backend: 'x' is no backend; there are: local"),
+        ("[models.a]\n[models.b]\naliases = ['a']", "models.b: 'a' is a name of 'a' already"),
+        (
+            "[models.a]\ntokeniser = 'x'",
+            "models.a.tokeniser: there is no setting 'tokeniser'; did you mean",
+        ),
+        ("models = 3", "models: Input should be a valid dictionary, not 3"),
+    ],
+)
+def test_bad_tables_are_named_with_the_rule(write, text, told):
+    file = write(text)
+    message = refusal(file=file, environment={"KEY": "sk-1"})
+    assert message.startswith(f"{file}: ")
+    assert told in message
+
+
+def test_all_that_is_wrong_is_told_a_line_each(write):
+    file = write("graze = 1\n[limits]\nmax_wait = 'soon'\n[backends.x]\nkind = 'y'\n")
+    with pytest.raises(ConfigError, match=r"and 2 more, see `tinkergate config check`") as caught:
+        load_config({}, file=file, environment={})
+    assert len(caught.value.problems) == 3
+    assert caught.value.problems[1] == (
+        f"{file}: limits.max_wait: Input should be a valid number, unable to parse string as a "
+        "number, not 'soon'"
+    )
+
+
+def test_secrets_are_not_told_when_they_are_refused():
+    for environment in ({"TINKERGATE_API_KEY": "geh eim"}, {"MINT_API_KEY": "geh eim"}):
+        assert "geh eim" not in refusal(environment=environment)
 
 
 def test_the_page_of_settings_is_that_of_the_code():

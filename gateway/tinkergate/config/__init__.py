@@ -1,0 +1,28 @@
+"""Configuration: the settings of every room, from four places; see `tinkergate.config.loading`."""
+
+from tinkergate.config.loading import Loaded, load_config, read_config
+from tinkergate.config.places import SHORT_NAMES, ConfigError, environment_name
+from tinkergate.config.settings import Config, EngineSettings, LogSettings, Profile
+from tinkergate.config.tables import (
+    BackendTable,
+    LocalBackendTable,
+    ModelTable,
+    RemoteBackendTable,
+)
+
+__all__ = [
+    "SHORT_NAMES",
+    "BackendTable",
+    "Config",
+    "ConfigError",
+    "EngineSettings",
+    "Loaded",
+    "LocalBackendTable",
+    "LogSettings",
+    "ModelTable",
+    "Profile",
+    "RemoteBackendTable",
+    "environment_name",
+    "load_config",
+    "read_config",
+]

@@ -1,0 +1,68 @@
+"""Rules between settings, and those on values that their types do not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tinkergate.config.places import Found, quoted
+from tinkergate.config.settings import ENGINE_BACKEND, Config
+
+Source = Callable[[str], str]
+"""Where a setting comes from."""
+
+
+def broken_values(found: Mapping[str, Found], config: Config) -> Iterator[str]:
+    """The rules on single settings that are broken, a line each."""
+    for setting, source in ((name, each.source) for name, each in found.items()):
+        value: Any = config
+        for part in setting.split("."):
+            value = getattr(value, part)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            zero_is_fine = setting == "grace"
+            if not (value > 0 or (zero_is_fine and value == 0)) or value == float("inf"):
+                yield f"{source}: {value} is no positive finite number"
+        if setting == "api_keys":
+            for key in value:
+                # Other characters cannot travel in gRPC metadata as they are.
+                if not key or not key.isascii() or not key.isprintable() or " " in key:
+                    yield f"{source}: keys are printable ASCII without spaces, not empty"
+                    break
+
+
+def broken_between(config: Config, source: Source) -> Iterator[str]:
+    """The rules between settings that are broken, a line each."""
+    backends = config.all_backends()
+    there_are = ", ".join(backends) or "none"
+    if config.has_engine and ENGINE_BACKEND in config.backends:
+        yield (
+            f"{source('backends')}.{ENGINE_BACKEND}: is the name of the embedded engine of "
+            "[engine]; choose another, or set engine.enabled = false"
+        )
+    if config.engine.models and not config.has_engine and config.engine.enabled is None:
+        yield (
+            f"{source('engine.models')}: there is no embedded engine of [engine] beside the local "
+            "ones of [backends]; give them the models, or set engine.enabled = true"
+        )
+    if config.default_backend and config.default_backend not in backends:
+        yield (
+            f"{source('default_backend')}: {config.default_backend!r} is no backend; there are: "
+            f"{there_are}"
+        )
+    for name in backends:
+        if quoted(name) != name:
+            yield (
+                f"{source('backends')}: {name!r} is no name for a backend; must be letters, digits "
+                "and _-"
+            )
+    owners: dict[str, str] = {}
+    for public, table in config.models.items():
+        where = f"{source('models')}.{quoted(public)}"
+        owner = table.backend or config.first_backend()
+        if owner not in backends:
+            yield f"{where}.backend: {owner!r} is no backend; there are: {there_are}"
+        for text in (public, *table.aliases):
+            if not text or text != text.strip():
+                yield f"{where}: {text!r} is no name: it is empty or has spaces around it"
+            elif owners.setdefault(text, public) != public:
+                yield f"{where}: {text!r} is a name of {owners[text]!r} already"

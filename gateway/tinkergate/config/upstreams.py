@@ -1,0 +1,82 @@
+"""The services that backends speak to: what the environment says of them, and their keys."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tinkergate.config.settings import Config
+from tinkergate.config.tables import BackendTable, RemoteBackendTable
+
+_log = logging.getLogger(__name__)
+
+
+def completed(
+    config: Config, environment: Mapping[str, str], source: str, problems: list[str]
+) -> Config:
+    """The configuration with the backends that the environment alone makes, and with every
+    backend's address and key. What is wrong is added to `problems`; `source` is where the tables
+    come from."""
+    tables = dict(config.backends)
+    if config.backends_from_environment:
+        kinds = {table.kind for table in tables.values()}
+        for kind in ("mint", "tinker"):
+            if environment.get(f"{kind.upper()}_API_KEY") and kind not in kinds:
+                if kind in tables:
+                    problems.append(
+                        f"{source}: backends.{kind}: is of kind {tables[kind].kind!r}, and "
+                        f"{kind.upper()}_API_KEY makes another of that name; rename it, or set "
+                        "backends_from_environment = false"
+                    )
+                else:
+                    tables[kind] = RemoteBackendTable.model_validate({"kind": kind})
+        if environment.get("BASETEN_API_KEY"):
+            _log.warning(
+                "BASETEN_API_KEY is set, but this build does not speak Loops yet: it is ignored"
+            )
+    complete: dict[str, BackendTable] = {}
+    for name, table in tables.items():
+        if isinstance(table, RemoteBackendTable):
+            complete[name] = _complete(name, table, environment, source, problems)
+        else:
+            complete[name] = table
+    return replace(config, backends=complete)
+
+
+def _complete(
+    name: str,
+    table: RemoteBackendTable,
+    environment: Mapping[str, str],
+    source: str,
+    problems: list[str],
+) -> RemoteBackendTable:
+    where = f"{source}: backends.{name}"
+    if table.api_key_env and table.api_key_file is not None:
+        problems.append(f"{where}: api_key_env and api_key_file are both given; give one")
+    key = ""
+    if table.api_key_file is not None:
+        try:
+            key = table.api_key_file.expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "no UTF-8 text"
+            problems.append(f"{where}.api_key_file: {str(table.api_key_file)!r}: {reason}")
+            return table
+        if not key:
+            problems.append(f"{where}.api_key_file: {str(table.api_key_file)!r} is empty")
+    else:
+        variable = table.api_key_env or f"{table.kind.upper()}_API_KEY"
+        key = environment.get(variable, "")
+        if not key:
+            problems.append(
+                f"{where}: has no API key: set {variable}, or name another variable by "
+                "api_key_env, or a file by api_key_file"
+            )
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        problems.append(f"{where}: its API key is no printable ASCII without spaces")
+    url = table.base_url or environment.get(f"{table.kind.upper()}_BASE_URL", "")
+    try:
+        return table.completed(name, url, key)
+    except ValueError as error:
+        problems.append(f"{where if table.base_url else f'{table.kind.upper()}_BASE_URL'}: {error}")
+        return table
