@@ -16,6 +16,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -26,6 +27,7 @@ from tinkergate.core.gateway import Gateway
 from tinkergate.errors import GatewayError
 from tinkergate.ingress.address import Address, ListenError
 from tinkergate.ingress.grpc.door import GrpcDoor
+from tinkergate.rendering import Tokenizers
 from tinkergate.store import DataDirInUseError, DataDirLock, SchemaError, Store
 from tinkergate.telemetry import configure_logging, log_event
 
@@ -88,7 +90,8 @@ class Server:
         store = Store(config.store_url or f"sqlite:///{config.data_dir / 'tinkergate.db'}")
         backends, default_model = await _backends(config)
         settings = replace(config.limits, scratch_dir=scratch)
-        gateway = Gateway(backends, store, settings, default_model)
+        tokenizers = Tokenizers(_tokenizer_folder)
+        gateway = Gateway(backends, store, settings, default_model, tokenizers=tokenizers)
         await gateway.start()
         self._gateway, self._door = gateway, door
         return await door.start(gateway)
@@ -138,6 +141,14 @@ def _explain(error: BaseException) -> str | None:
         case OSError(filename=str() as name, strerror=str() as reason):
             return f"{name}: {reason}"
     return None
+
+
+def _tokenizer_folder(name: str) -> Path:
+    """Where this machine has a tokenizer. Raises GatewayError, and ImportError without the engine's
+    libraries."""
+    from tinkergate.engine.model_files import ModelFiles
+
+    return ModelFiles().tokenizer_path(name)
 
 
 async def _backends(config: Config) -> tuple[list[Backend], str]:

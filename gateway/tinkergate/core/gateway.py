@@ -162,6 +162,7 @@ class Gateway:
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.wait([self._reaper])
+        self.rendering.close()
         await self._router.backends.close()
         await asyncio.to_thread(self._store.close)
 

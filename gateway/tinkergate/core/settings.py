@@ -51,6 +51,10 @@ class CoreSettings:
     """The most score calls that run or wait in a backend."""
     max_running_score_bytes: int = 256 * MIB
     """The most bytes of the requests of those score calls."""
+    max_render_items: int = 4096
+    """The most conversations, texts or sequences of tokens in one call to render them."""
+    max_running_render_bytes: int = 128 * MIB
+    """The most bytes of the requests of the render calls that run or wait."""
     sample_retention: float = 300.0
     """How long the answer to a sample call with a seq_id is kept for a repeat of the call."""
     sample_byte_budget: int = 256 * MIB

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from tinkergate.engine import default_model
 from tinkergate.engine.default_model import Report
-from tinkergate.engine.model_folder import check_model_folder
+from tinkergate.engine.model_folder import check_model_folder, check_tokenizer
 from tinkergate.errors import ErrorReason, GatewayError, Kind, invalid_field
 
 DEFAULT_MODEL = default_model.NAME
@@ -88,6 +88,18 @@ class ModelFiles:
         else:
             folder = _downloaded(name) or _raise_unknown(name)
         check_model_folder(folder, "model")
+        return folder
+
+    def tokenizer_path(self, name: str) -> Path:
+        """The folder of a model's tokenizer, as `path` finds it; of a hub id or a folder the
+        weights need not be there. Raises GatewayError as `path` does."""
+        if self._resolve(name) is not None:
+            return self.path(name)
+        if name.startswith(("/", ".", "~")):
+            folder = Path(name).expanduser().resolve()
+        else:
+            folder = _downloaded(name) or _raise_unknown(name)
+        check_tokenizer(folder, "model")
         return folder
 
     def list(self) -> Sequence[ModelEntry]:

@@ -44,8 +44,13 @@ def check_model_folder(folder: Path, field: str = "source") -> None:
                 pass
         except (OSError, SafetensorError) as error:
             raise refuse(f"has a missing or damaged weight file {name}: {error}") from error
+    check_tokenizer(folder, field)
+
+
+def check_tokenizer(folder: Path, field: str = "source") -> None:
+    """Raise GatewayError, naming `field`, unless the folder holds the files of a tokenizer."""
     if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise refuse(f"has no tokenizer ({', '.join(_TOKENIZERS)})")
+        raise invalid_field(field, f"{str(folder)!r} has no tokenizer ({', '.join(_TOKENIZERS)})")
 
 
 def _weight_files(folder: Path, refuse: Callable[[str], GatewayError]) -> list[str]:

@@ -23,6 +23,7 @@ from tinkergate.ingress.grpc.checkpoints import CheckpointServicer
 from tinkergate.ingress.grpc.interceptor import CallInterceptor
 from tinkergate.ingress.grpc.models import ModelServicer
 from tinkergate.ingress.grpc.operations import OperationServicer
+from tinkergate.ingress.grpc.rendering import RenderServicer
 from tinkergate.ingress.grpc.sampling import SamplingServicer
 from tinkergate.ingress.grpc.scoring import ScoringServicer
 from tinkergate.ingress.grpc.sessions import SessionServicer
@@ -39,11 +40,13 @@ from tinkergate.v1 import (
     GetCapabilitiesRequest,
     GetCheckpointRequest,
     GetOperationRequest,
+    RenderPromptRequest,
     ScoreRequest,
     add_CapabilitiesServiceServicer_to_server,
     add_CheckpointServiceServicer_to_server,
     add_ModelServiceServicer_to_server,
     add_OperationServiceServicer_to_server,
+    add_RenderServiceServicer_to_server,
     add_SamplingServiceServicer_to_server,
     add_ScoringServiceServicer_to_server,
     add_SessionServiceServicer_to_server,
@@ -60,6 +63,7 @@ _SERVICES: tuple[tuple[Any, Any, type[Message]], ...] = (
     (OperationServicer, add_OperationServiceServicer_to_server, GetOperationRequest),
     (SamplingServicer, add_SamplingServiceServicer_to_server, CreateSamplerRequest),
     (ScoringServicer, add_ScoringServiceServicer_to_server, ScoreRequest),
+    (RenderServicer, add_RenderServiceServicer_to_server, RenderPromptRequest),
     (CheckpointServicer, add_CheckpointServiceServicer_to_server, GetCheckpointRequest),
     (CapabilitiesServicer, add_CapabilitiesServiceServicer_to_server, GetCapabilitiesRequest),
 )
