@@ -24,7 +24,7 @@ from tinkergate.backends.base import (
     TrainingRequest,
     TrainingResult,
 )
-from tinkergate.backends.local import convert, folders
+from tinkergate.backends.local import convert, folders, mint
 from tinkergate.backends.local.folders import ADAMW, EXTERNAL_WEIGHTS, SAMPLER_WEIGHTS, WEIGHTS
 from tinkergate.backends.local.sampler_shelf import SamplerShelf
 from tinkergate.backends.local.snapshot_cache import SnapshotCache
@@ -43,6 +43,7 @@ from tinkergate.v1 import (
     Checkpoint,
     CheckpointFile,
     ForwardBackwardRequest,
+    ForwardBackwardReverseKlRequest,
     ForwardRequest,
     InterpolateCheckpointsRequest,
     LoadStateRequest,
@@ -126,6 +127,9 @@ class LocalBackend:
             losses=convert.loss_capabilities(),
             optimizers=[ADAMW],
             pipeline_depth=PIPELINE_DEPTH,
+            reverse_kl=True,
+            checkpoint_interpolation=True,
+            rollout_correction=True,
             external_weights=True,
             checkpoint_files=True,
             checkpoint_import=True,
@@ -140,13 +144,17 @@ class LocalBackend:
         if (kind := spec.optimizer_config.type or ADAMW) != ADAMW:
             raise unsupported(f"the optimizer {kind!r}", self._name)
         loaded = await self._loaded(spec.base_model)
+        correction = mint.correction_from_message(spec.rollout_correction)
         if spec.checkpoint is None:
             lora = convert.spec_from_lora(spec.lora_config)
-            handle = self._engine.models.create(spec.model_id, loaded, lora)
+            handle = self._engine.models.create(spec.model_id, loaded, lora, correction=correction)
         else:
-            folder = self._stored.folder(spec.checkpoint.path)
             handle = self._engine.models.create_from(
-                spec.model_id, loaded, folder, with_optimizer=spec.checkpoint.with_optimizer
+                spec.model_id,
+                loaded,
+                self._stored.folder(spec.checkpoint.path),
+                with_optimizer=spec.checkpoint.with_optimizer,
+                correction=correction,
             )
         try:
             made = await asyncio.wrap_future(handle.future)
@@ -179,6 +187,8 @@ class LocalBackend:
         match request:
             case ForwardRequest() | ForwardBackwardRequest():
                 return self._forward_backward(request, begun)
+            case ForwardBackwardReverseKlRequest():
+                return await self._reverse_kl(request, begun)
             case OptimStepRequest():
                 return self._optim_step(request, begun)
             case SaveStateRequest():
@@ -208,6 +218,25 @@ class LocalBackend:
             on_start=begun,
         )
         return _submission(handle, convert.output_from_result)
+
+    async def _reverse_kl(
+        self, request: ForwardBackwardReverseKlRequest, begun: Callable[[], None]
+    ) -> Submission:
+        if request.reference_model_path.startswith("tinker://"):
+            reference = await self._checkpoints.get(request.reference_model_path)
+        else:
+            reference = Snapshot(await self._loaded(request.reference_model_path), None)
+        try:
+            handle = self._engine.models.reverse_kl(
+                request.model_id,
+                mint.comparisons_from_data(request.data),
+                reference,
+                request.temperature if request.HasField("temperature") else 1.0,
+                on_start=begun,
+            )
+        finally:
+            reference.let_go()
+        return _submission(handle, mint.output_from_reverse_kl)
 
     def _optim_step(self, request: OptimStepRequest, begun: Callable[[], None]) -> Submission:
         if request.WhichOneof("optimizer") == "other":
@@ -348,7 +377,8 @@ class LocalBackend:
         self, request: InterpolateCheckpointsRequest, checkpoint: Checkpoint
     ) -> SavedCheckpoint:
         """Make a checkpoint of the weighted sum of others."""
-        raise unsupported("interpolation of checkpoints", self._name)
+        loaded = await self._loaded(checkpoint.base_model)
+        return await self._stored.interpolate(loaded, request, checkpoint)
 
     async def checkpoint_files(self, path: str) -> Sequence[CheckpointFile]:
         """The files of a checkpoint, by name."""

@@ -14,7 +14,7 @@ from tinkergate.engine import checkpoint
 from tinkergate.engine.bases import LoadedBase
 from tinkergate.engine.engine import Engine
 from tinkergate.errors import GatewayError, Kind
-from tinkergate.v1 import Checkpoint, CheckpointFile, ErrorReason
+from tinkergate.v1 import Checkpoint, CheckpointFile, ErrorReason, InterpolateCheckpointsRequest
 
 PIECE_BYTES = 1 << 20
 """How much of a file is read at once."""
@@ -75,6 +75,22 @@ class StoredCheckpoints:
             folders.notes_of(described),
         )
         return SavedCheckpoint(made.size_bytes, made.has_optimizer)
+
+    async def interpolate(
+        self, loaded: LoadedBase, request: InterpolateCheckpointsRequest, described: Checkpoint
+    ) -> SavedCheckpoint:
+        """Make `described.path` of the weighted sum of others on one base model."""
+        handle = self._engine.interpolate(
+            loaded,
+            [self.folder(path) for path in request.source_paths],
+            request.coefficients,
+            self.folder(described.path),
+            folders.notes_of(described),
+        )
+        size = await asyncio.wrap_future(handle.future)
+        made = await asyncio.to_thread(checkpoint.summarize, self.folder(described.path))
+        lora = folders.lora_config(made.metadata)
+        return SavedCheckpoint(size, has_optimizer=False, lora_config=lora)
 
     async def files(self, path: str) -> Sequence[CheckpointFile]:
         """The files of one, by name."""
