@@ -166,12 +166,18 @@ class LossCapability(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     PAIRED_FIELD_NUMBER: _builtins.int
     SINGLE_TARGET_FIELD_NUMBER: _builtins.int
+    EMULATED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, such as "cross_entropy"."""
     paired: _builtins.bool
     """Whether datums come in pairs: even = chosen, odd = rejected."""
     single_target: _builtins.bool
     """Whether a token has one target, (N,); otherwise it may have K, (N, K)."""
+    emulated: _builtins.bool
+    """Whether the backend lacks the loss and the gateway computes it: from the logprobs of a forward,
+    with the gradient handed to the backend as the weights of cross_entropy. The gradient is the
+    same to float32 rounding; it takes one more forward.
+    """
     @_builtins.property
     def required_inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The loss inputs that must be there."""
@@ -198,10 +204,11 @@ class LossCapability(_message.Message):
         settings: _abc.Iterable[Global___LossSetting] | None = ...,
         paired: _builtins.bool = ...,
         single_target: _builtins.bool = ...,
+        emulated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_keys", b"config_keys", "name", b"name", "optional_inputs", b"optional_inputs", "paired", b"paired", "required_inputs", b"required_inputs", "settings", b"settings", "single_target", b"single_target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_keys", b"config_keys", "emulated", b"emulated", "name", b"name", "optional_inputs", b"optional_inputs", "paired", b"paired", "required_inputs", b"required_inputs", "settings", b"settings", "single_target", b"single_target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -149,6 +149,7 @@ class ForwardBackwardRequest(_message.Message):
     LOSS_FN_FIELD_NUMBER: _builtins.int
     LOSS_FN_CONFIG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NATIVE_LOSS_ONLY_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model."""
     seq_id: _builtins.int
@@ -157,6 +158,11 @@ class ForwardBackwardRequest(_message.Message):
     """The loss by name, such as "cross_entropy"."""
     request_id: _builtins.str
     """A UUID that makes a retry answer the same operation where there is no seq_id."""
+    native_loss_only: _builtins.bool
+    """Refuse a loss that the backend lacks, rather than have the gateway compute it; see
+    LossCapability.emulated. The result of one that was computed here has "surrogate_loss:sum"
+    among its metrics.
+    """
     @_builtins.property
     def data(self) -> _containers.RepeatedCompositeFieldContainer[_model_input_pb2.Datum]:
         """The datums. The loss is the sum over all their tokens, with no mean of any kind."""
@@ -174,10 +180,11 @@ class ForwardBackwardRequest(_message.Message):
         loss_fn: _builtins.str = ...,
         loss_fn_config: _abc.Mapping[_builtins.str, _tensor_pb2.ConfigValue] | None = ...,
         request_id: _builtins.str = ...,
+        native_loss_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "seq_id", b"seq_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "data", b"data", "loss_fn", b"loss_fn", "loss_fn_config", b"loss_fn_config", "model_id", b"model_id", "request_id", b"request_id", "seq_id", b"seq_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "data", b"data", "loss_fn", b"loss_fn", "loss_fn_config", b"loss_fn_config", "model_id", b"model_id", "native_loss_only", b"native_loss_only", "request_id", b"request_id", "seq_id", b"seq_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seq_id: _TypeAlias = _typing.Literal["seq_id"]  # noqa: Y015
     _WhichOneofArgType__seq_id: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id"]  # noqa: Y015

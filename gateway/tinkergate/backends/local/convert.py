@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinkergate.backends.losses import loss_capability
 from tinkergate.engine.adapters import LoraSpec
 from tinkergate.engine.drawing import DrawRule
-from tinkergate.engine.losses import TARGETS, Example
+from tinkergate.engine.losses import Example
 from tinkergate.engine.optimizer import AdamSettings
 from tinkergate.engine.sampling import (
     Likeliest,
@@ -42,7 +42,6 @@ from tinkergate.v1 import (
     ForwardBackwardOutput,
     LoraConfig,
     LossCapability,
-    LossSetting,
     OptimStepResult,
     PromptAltTokens,
     SampledSequence,
@@ -103,26 +102,7 @@ def lora_from_spec(spec: LoraSpec) -> LoraConfig:
 
 def loss_capabilities() -> list[LossCapability]:
     """The losses of the engine."""
-    return [
-        LossCapability(
-            name=name,
-            required_inputs=[TARGETS, *loss.required],
-            optional_inputs=loss.optional,
-            config_keys=loss.settings,
-            settings=[
-                LossSetting(
-                    name=key,
-                    default_value=setting.default,
-                    minimum=setting.minimum,
-                    maximum=setting.maximum if math.isfinite(setting.maximum) else None,
-                )
-                for key, setting in loss.settings.items()
-            ],
-            paired=loss.paired,
-            single_target=not loss.many_targets,
-        )
-        for name, loss in LOSSES.items()
-    ]
+    return [loss_capability(name) for name in LOSSES]
 
 
 def output_from_result(result: ForwardBackwardResult) -> ForwardBackwardOutput:
