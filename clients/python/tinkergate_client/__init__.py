@@ -4,6 +4,7 @@ from tinkergate.v1 import Chunk, Datum, ModelInput, OptimizerConfig, OptimizerPa
 from tinkergate_client._checkpoints import Checkpoint, Checkpoints
 from tinkergate_client._client import Client, connect
 from tinkergate_client._connection import DEFAULT_ADDRESS, Tls
+from tinkergate_client._conversations import conversation, message_dict
 from tinkergate_client._datums import Tokens, datum, image, model_input, supervised_datum, text
 from tinkergate_client._errors import (
     AccessDenied,
@@ -20,6 +21,7 @@ from tinkergate_client._errors import (
     Violation,
 )
 from tinkergate_client._futures import CallFuture, OperationFuture
+from tinkergate_client._rendering import Renderer
 from tinkergate_client._results import ForwardBackwardResult, OptimStepResult
 from tinkergate_client._sampling import (
     SampledSequence,
@@ -55,6 +57,7 @@ __all__ = [
     "OptimizerConfig",
     "OptimizerParams",
     "Overloaded",
+    "Renderer",
     "SampleOptions",
     "SampleResult",
     "SampledSequence",
@@ -70,8 +73,10 @@ __all__ = [
     "Unsupported",
     "Violation",
     "connect",
+    "conversation",
     "datum",
     "image",
+    "message_dict",
     "model_input",
     "supervised_datum",
     "text",

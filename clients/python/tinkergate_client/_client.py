@@ -16,6 +16,7 @@ from tinkergate_client._connection import DEFAULT_ADDRESS, Connection, Tls
 from tinkergate_client._datums import Tokens
 from tinkergate_client._futures import OperationFuture
 from tinkergate_client._listing import pages
+from tinkergate_client._rendering import Renderer
 from tinkergate_client._results import read_any
 from tinkergate_client._sampling import Sampler
 from tinkergate_client._scoring import Score, ScoreOptions, Source, score_stream
@@ -180,6 +181,10 @@ class Client:
         scores come in the same order."""
         source = self._source(base_model, model_path, "", backend)
         return score_stream(self._connection, source, sequences, options)
+
+    def renderer(self, base_model: str = "") -> Renderer:
+        """Turn chat messages into tokens and back for a base model; the default one if absent."""
+        return Renderer(self._connection, base_model or self._connection.default_model())
 
     def close(self) -> None:
         """Give up all calls and the connection. Sessions that are not finished expire."""

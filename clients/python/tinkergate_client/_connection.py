@@ -19,6 +19,7 @@ from tinkergate.v1 import (
     GetCapabilitiesResponse,
     ModelServiceStub,
     OperationServiceStub,
+    RenderServiceStub,
     SamplingServiceStub,
     ScoringServiceStub,
     SessionServiceStub,
@@ -112,6 +113,7 @@ class Connection:
         self.operations = OperationServiceStub(self._channel)
         self.sampling = SamplingServiceStub(self._channel)
         self.scoring = ScoringServiceStub(self._channel)
+        self.rendering = RenderServiceStub(self._channel)
         self.checkpoints = CheckpointServiceStub(self._channel)
         self._capabilities = CapabilitiesServiceStub(self._channel)
         try:
