@@ -78,6 +78,8 @@ class GatewayProcess:
         self._log_path = folder / "log.jsonl"
         self.address = ""
         """HOST:PORT, once `wait_until_listening` has returned."""
+        self.http_address = ""
+        """HOST:PORT of the HTTP door, if it has one."""
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -95,10 +97,11 @@ class GatewayProcess:
     def wait_until_listening(self) -> None:
         """Return once clients can connect. Fails with the log if the gateway does not start."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        prefix = "listening grpc="
-        assert line.startswith(prefix), f"the gateway did not start:\n{self.log()}"
-        self.address = line.removeprefix(prefix).strip()
+        first, *doors = self.process.stdout.readline().split() or [""]
+        assert first == "listening", f"the gateway did not start:\n{self.log()}"
+        addresses = dict(door.split("=", 1) for door in doors)
+        self.address = addresses["grpc"]
+        self.http_address = addresses.get("http", "")
 
     def log(self) -> str:
         """What was written to stderr so far."""
@@ -142,7 +145,8 @@ def _plain_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("TINKERGATE_") or name == "TINKERGATE_CACHE_DIR"
+        if not name.startswith(("TINKERGATE_", "TINKER_", "MINT_", "BASETEN_"))
+        or name == "TINKERGATE_CACHE_DIR"
     }
 
 

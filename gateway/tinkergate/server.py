@@ -1,10 +1,10 @@
-"""Composition: a configuration becomes a running gateway, and a running gateway ends well.
+"""A configuration becomes a running gateway, and a running gateway ends well.
 
 Start: what can be wrong with addresses, certificates and folders is found first, before a model is
-loaded; the door opens last, so whoever is let in finds a gateway that works.
+loaded; the doors open last, so whoever is let in finds a gateway that works.
 
 Stop, on SIGTERM or SIGINT: health checks turn NOT_SERVING, new work is refused with UNAVAILABLE,
-what runs gets its grace, then the door closes and the store is written. A second signal stops at
+what runs gets its grace, then the doors close and the store is written. A second signal stops at
 once: checkpoints and store survive that as they survive a kill.
 """
 
@@ -14,19 +14,18 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from tinkergate import __version__
-from tinkergate.backends.base import Backend
+from tinkergate import __version__, composition
+from tinkergate.composition import Door
 from tinkergate.config import Config
 from tinkergate.core.gateway import Gateway
 from tinkergate.errors import GatewayError
 from tinkergate.ingress.address import Address, ListenError
-from tinkergate.ingress.grpc.door import GrpcDoor
 from tinkergate.rendering import Tokenizers
 from tinkergate.store import DataDirInUseError, DataDirLock, SchemaError, Store
 from tinkergate.telemetry import configure_logging, log_event
@@ -37,21 +36,25 @@ CLOSING_TIME = 5.0
 _logger = logging.getLogger("tinkergate.server")
 
 
+Addresses = Mapping[str, Address]
+"""Where the doors listen, by their names."""
+
+
 class StartError(Exception):
     """The gateway cannot start. The text is written for people, one line."""
 
 
 class Server:
-    """A gateway and its door: `start` once, then `stop` once."""
+    """A gateway and its doors: `start` once, then `stop` once."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._gateway: Gateway | None = None
-        self._door: GrpcDoor | None = None
+        self._doors: Mapping[str, Door] = {}
         self._lock: DataDirLock | None = None
 
-    async def start(self) -> Address:
-        """Open everything. Answers where the door listens. Raises StartError, and then has closed
+    async def start(self) -> Addresses:
+        """Open everything. Answers where the doors listen. Raises StartError, and then has closed
         what it had opened."""
         try:
             return await self._start()
@@ -63,41 +66,43 @@ class Server:
 
     async def stop(self, grace: float) -> None:
         """Close everything. Running operations get `grace` seconds; meanwhile, and until their
-        results are fetched or `CLOSING_TIME` is over, the door answers."""
-        if self._door is not None:
-            await self._door.drain()
+        results are fetched or `CLOSING_TIME` is over, the doors answer."""
+        for door in self._doors.values():
+            await door.drain()
         if self._gateway is not None:
             await self._gateway.close(grace)
             self._gateway = None
-        if self._door is not None:
-            await self._door.stop(min(grace, CLOSING_TIME))
-            self._door = None
+        closing = [door.stop(min(grace, CLOSING_TIME)) for door in self._doors.values()]
+        self._doors = {}
+        await asyncio.gather(*closing)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
-    async def _start(self) -> Address:
+    async def _start(self) -> Addresses:
         config = self._config
-        door = GrpcDoor(
-            config.grpc,
-            max_message_bytes=config.limits.max_message_bytes,
-            tls=config.tls,
-            api_keys=config.api_keys,
-        )
+        doors = composition.doors(config)
         self._lock = DataDirLock(config.data_dir)
         scratch = config.limits.scratch_dir or config.data_dir / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
         store = Store(config.store_url or f"sqlite:///{config.data_dir / 'tinkergate.db'}")
-        backends, default_model = await _backends(config)
+        backends = await composition.backends(config)
         settings = replace(config.limits, scratch_dir=scratch)
         tokenizers = Tokenizers(_tokenizer_folder)
-        gateway = Gateway(backends, store, settings, default_model, tokenizers=tokenizers)
+        gateway = Gateway(
+            backends,
+            store,
+            settings,
+            tokenizers=tokenizers,
+            names=composition.model_names(config),
+            default_backend=config.default_backend,
+        )
         await gateway.start()
-        self._gateway, self._door = gateway, door
-        return await door.start(gateway)
+        self._gateway, self._doors = gateway, doors
+        return {name: await door.start(gateway) for name, door in doors.items()}
 
 
-def run(config: Config, announce: Callable[[Address], None]) -> None:
+def run(config: Config, announce: Callable[[Addresses], None]) -> None:
     """Serve until a signal ends it. `announce` is called once clients can connect. Raises
     StartError."""
     configure_logging(config.log.level, config.log.format)
@@ -106,11 +111,11 @@ def run(config: Config, announce: Callable[[Address], None]) -> None:
     asyncio.run(_serve(config, announce))
 
 
-async def _serve(config: Config, announce: Callable[[Address], None]) -> None:
+async def _serve(config: Config, announce: Callable[[Addresses], None]) -> None:
     server = Server(config)
     facts = {"version": __version__, "data_dir": str(config.data_dir)}
     log_event(_logger, logging.INFO, "starting", facts)
-    address = await server.start()
+    addresses = await server.start()
     told = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
@@ -124,8 +129,9 @@ async def _serve(config: Config, announce: Callable[[Address], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    log_event(_logger, logging.INFO, "listening", {"grpc": str(address)})
-    announce(address)
+    listening = {name: str(address) for name, address in addresses.items()}
+    log_event(_logger, logging.INFO, "listening", listening)
+    announce(addresses)
     await told.wait()
     await server.stop(config.grace)
     log_event(_logger, logging.INFO, "stopped", {})
@@ -149,26 +155,3 @@ def _tokenizer_folder(name: str) -> Path:
     from tinkergate.engine.model_files import ModelFiles
 
     return ModelFiles().tokenizer_path(name)
-
-
-async def _backends(config: Config) -> tuple[list[Backend], str]:
-    """The backends, and the base model that clients may offer first."""
-    settings = config.engine
-    if not settings.enabled:
-        return [], ""
-    try:
-        # PyTorch takes seconds to load, and need not be there without the engine.
-        from tinkergate.backends.local.opening import open_backend
-    except ModuleNotFoundError as error:
-        raise StartError(
-            f"the embedded engine needs {error.name}: pip install 'tinkergate[engine]', or do "
-            "without the engine by TINKERGATE_ENGINE_ENABLED=false"
-        ) from error
-    backend, default_model = await open_backend(
-        settings.models,
-        config.data_dir,
-        device=settings.device,
-        dtype=settings.dtype,
-        threads=settings.threads,
-    )
-    return [backend], default_model

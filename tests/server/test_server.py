@@ -35,8 +35,9 @@ def config(tmp_path: Path) -> Config:
 async def test_it_serves_from_start_to_stop_and_can_be_started_again(config):
     for _ in range(2):
         server = Server(config)
-        address = await server.start()
-        async with grpc.aio.insecure_channel(str(address)) as channel:
+        addresses = await server.start()
+        assert list(addresses) == ["grpc"]
+        async with grpc.aio.insecure_channel(str(addresses["grpc"])) as channel:
             stub = CapabilitiesServiceStub(channel)
             assert not (await stub.GetCapabilities(GetCapabilitiesRequest())).backends
         await server.stop(0)
@@ -45,11 +46,11 @@ async def test_it_serves_from_start_to_stop_and_can_be_started_again(config):
 
 async def test_sessions_outlive_the_gateway_as_expired_ones(config):
     server = Server(config)
-    async with grpc.aio.insecure_channel(str(await server.start())) as channel:
+    async with grpc.aio.insecure_channel(str((await server.start())["grpc"])) as channel:
         created = await SessionServiceStub(channel).CreateSession(CreateSessionRequest())
     await server.stop(0)
     server = Server(config)
-    async with grpc.aio.insecure_channel(str(await server.start())) as channel:
+    async with grpc.aio.insecure_channel(str((await server.start())["grpc"])) as channel:
         request = GetSessionRequest(session_id=created.session.session_id)
         session = (await SessionServiceStub(channel).GetSession(request)).session
         assert session.state == SessionState.SESSION_STATE_EXPIRED

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tinkergate import __version__
-from tinkergate.cli import checkpoints, models
+from tinkergate.cli import checkpoints, config, models
 from tinkergate.cli.exits import CommandFailed
 from tinkergate.cli.sample import sample
 from tinkergate.cli.score import score
@@ -54,6 +54,7 @@ app.command("sample", short_help="Draw answers to a prompt.")(sample)
 app.command("score", short_help="Score sequences: JSON lines in and out.")(score)
 app.add_typer(models.app, name="models", short_help="Name base models on this machine.")
 app.add_typer(checkpoints.app, name="checkpoints", short_help="Look after saved checkpoints.")
+app.add_typer(config.app, name="config", short_help="Look at a gateway's configuration.")
 app.command("status", short_help="Show what a gateway is doing.")(status)
 
 

@@ -12,7 +12,7 @@ import typer
 from tinkergate.cli.exits import FAILED, USAGE, CommandFailed
 
 if TYPE_CHECKING:
-    from tinkergate.ingress.address import Address
+    from tinkergate.server import Addresses
 
 
 class LogFormatChoice(StrEnum):
@@ -21,6 +21,13 @@ class LogFormatChoice(StrEnum):
     AUTO = "auto"
     HUMAN = "human"
     JSON = "json"
+
+
+class ProfileChoice(StrEnum):
+    """What the HTTP door offers."""
+
+    FULL = "full"
+    MINT = "mint"
 
 
 class LogLevelChoice(StrEnum):
@@ -40,6 +47,25 @@ def serve(
             help="Where to listen. Port 0 takes any free port. [default: 127.0.0.1:7700]",
         ),
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where to listen for programs that speak Tinker's HTTP, such as its SDK. "
+            "[default: nowhere]",
+        ),
+    ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="How clients reach the HTTP door, where that is not its own address.",
+        ),
+    ] = None,
+    profile: Annotated[
+        ProfileChoice | None,
+        typer.Option(help="What the HTTP door offers: all, or what MinT has. [default: full]"),
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -58,6 +84,20 @@ def serve(
             metavar="NAME|PATH",
             help="A base model to serve; can be given several times, the first is the default "
             "model. [default: SmolLM2-135M-Instruct and all that `tinkergate models add` named]",
+        ),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="Call a base model of the default backend NAME; MODEL is its own name or a "
+            "folder. Can be given several times.",
+        ),
+    ] = None,
+    default_backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Where calls go that name no backend. [default: the first]"
         ),
     ] = None,
     tls_cert: Annotated[
@@ -103,14 +143,16 @@ def serve(
         typer.Option(help="How to log; auto is human on a terminal, else JSON. [default: auto]"),
     ] = None,
 ) -> None:
-    """Run a gateway with the embedded engine, until SIGTERM or Ctrl-C.
+    """Run a gateway until SIGTERM or Ctrl-C: with the embedded engine, other backends, or both.
 
-    When clients can connect it prints one line to stdout, `listening grpc=HOST:PORT`; the log goes
-    to stderr. The first signal lets running work end (--grace), a second one stops at once.
+    When clients can connect it prints one line to stdout, `listening grpc=HOST:PORT`, with
+    `http=HOST:PORT` behind it if it listens there too; the log goes to stderr. The first signal
+    lets running work end (--grace), a second one stops at once.
 
     Every setting can also be given in the file of --config or as an environment variable; flags go
     before the environment, and that before the file. The API key is TINKERGATE_API_KEY: it has no
-    flag, because other users of the machine can see flags.
+    flag, because other users of the machine can see flags. MINT_API_KEY and TINKER_API_KEY alone
+    add the backends "mint" and "tinker".
     """
     # gRPC's own lines (of handshakes that fail, say) would be no JSON. It reads this when loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -118,12 +160,18 @@ def serve(
 
     flags = {
         "grpc.listen": grpc,
+        "http.listen": http,
+        "http.public_url": public_url,
+        "profile": profile and profile.value,
+        "default_backend": default_backend,
+        "models": _aliases(alias) if alias else None,
         "data_dir": data_dir,
         "engine.models": tuple(model) if model else None,
         "tls.cert": tls_cert,
         "tls.key": tls_key,
         "tls.client_ca": tls_client_ca,
         "grpc.allow_insecure_bind": allow_insecure_bind,
+        "http.allow_insecure_bind": allow_insecure_bind,
         "grpc.reflection": reflection,
         "grace": grace,
         "log.level": log_level and log_level.value,
@@ -142,6 +190,18 @@ def serve(
         raise CommandFailed(str(error), FAILED) from error
 
 
-def _announce(address: Address) -> None:
+def _aliases(given: list[str]) -> dict[str, dict[str, str]]:
+    """The tables of `[models]` that `--alias` stands for."""
+    tables = {}
+    for text in given:
+        name, separator, model = text.partition("=")
+        if not (name and separator and model):
+            raise CommandFailed(f"--alias {text!r} is no NAME=MODEL", USAGE)
+        tables[name] = {"name": model}
+    return tables
+
+
+def _announce(addresses: Addresses) -> None:
     # Programs wait for this line; through a pipe it would else stay in the buffer.
-    print(f"listening grpc={address}", flush=True)
+    doors = " ".join(f"{name}={address}" for name, address in addresses.items())
+    print(f"listening {doors}", flush=True)

@@ -30,7 +30,8 @@ class EngineSettings:
     of `[backends]` is of the kind "local"."""
     models: tuple[str, ...] = ()
     """The base models to serve: names, hub ids that were downloaded, or folders. The first is the
-    default model. Empty means SmolLM2-135M-Instruct and all that `tinkergate models add` named."""
+    default model; those that `[models]` gives to this backend are served too. Without any of both:
+    SmolLM2-135M-Instruct and all that `tinkergate models add` named."""
     device: str | None = None
     """Where to compute, such as "cpu" or "cuda:0"; absent means a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] | None = None

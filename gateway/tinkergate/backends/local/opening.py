@@ -22,12 +22,13 @@ async def open_backend(
     models: Sequence[str],
     data_dir: Path,
     *,
+    name: str = "local",
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
-) -> tuple[LocalBackend, str]:
-    """The backend, ready for its `start`, and the name of the first of its models, which is in
-    memory then: what is wrong with it shows now. The others are loaded when they are first used.
+) -> LocalBackend:
+    """The backend of that name, ready for its `start`. The first of its models is in memory then:
+    what is wrong with it shows now. The others are loaded when they are first used.
 
     `models` are names, hub ids or folders; none means the default model and all that were added.
     `dtype` is a name of PyTorch's, such as "bfloat16". Raises GatewayError.
@@ -47,7 +48,7 @@ async def open_backend(
     except BaseException:
         engine.close()
         raise
-    return LocalBackend(engine, served, data_dir), served[0].name
+    return LocalBackend(engine, served, data_dir, name=name)
 
 
 def served_models(files: ModelFiles, wanted: Sequence[str]) -> list[ServedModel]:
