@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from tinkergate.backends.base import SavedCheckpoint
 from tinkergate.core.admission import Admission
@@ -52,6 +53,13 @@ from tinkergate.v1 import (
 _log = logging.getLogger(__name__)
 
 
+class CheckpointUse(NamedTuple):
+    """What the checkpoints of a session come to."""
+
+    count: int
+    size_bytes: int
+
+
 class Checkpoints:
     """The RPCs of CheckpointService, but for those of copies and files."""
 
@@ -93,6 +101,15 @@ class Checkpoints:
         Raises INVALID."""
         chosen = self._registry.of_model(model_id) if model_id else self._registry.newest_first()
         return window((entry.message for entry in chosen), offset, limit)
+
+    def use_by_session(self) -> Mapping[str, CheckpointUse]:
+        """What the checkpoints of each session come to; sessions without any are left out."""
+        uses: dict[str, CheckpointUse] = {}
+        for entry in self._registry.newest_first():
+            session_id, size = session_of(entry.message.model_id), entry.message.size_bytes
+            count, sum_ = uses.get(session_id, CheckpointUse(0, 0))
+            uses[session_id] = CheckpointUse(count + 1, sum_ + size)
+        return uses
 
     async def get(self, request: GetCheckpointRequest) -> GetCheckpointResponse:
         """Answer GetCheckpoint. Raises INVALID or NOT_FOUND."""

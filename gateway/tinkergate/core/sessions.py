@@ -70,8 +70,10 @@ class SessionEntry:
         return self.message.session_id
 
 
-def _place(entry: SessionEntry) -> tuple[int, str]:
-    return nanoseconds(entry.message.create_time), entry.session_id
+def place_of(session: Session) -> tuple[int, str]:
+    """Where a session is in the order of creation: its time in microseconds since 1970, which is
+    what callers can tell it by, and its id."""
+    return nanoseconds(session.create_time) // 1000, session.session_id
 
 
 OnEnd = Callable[[str], None]
@@ -192,10 +194,9 @@ class Sessions:
         self, wanted: Callable[[Session], bool], after: tuple[int, str] | None, limit: int
     ) -> tuple[Sequence[Session], bool]:
         """The newest `limit` sessions that are `wanted`, newest first, and whether there are more.
-        With `after` only those older than the session of that time of creation (nanoseconds since
-        1970) and id. Two sessions of one time are in the order of their ids."""
-        entries = sorted(self._entries.values(), key=_place, reverse=True)
-        older = (entry for entry in entries if after is None or _place(entry) < after)
+        With `after` only those before that place; see `place_of`."""
+        entries = sorted(self._entries.values(), key=lambda e: place_of(e.message), reverse=True)
+        older = (e for e in entries if after is None or place_of(e.message) < after)
         found = list(islice((entry for entry in older if wanted(entry.message)), limit + 1))
         return [self._render(entry) for entry in found[:limit]], len(found) > limit
 

@@ -1,0 +1,58 @@
+"""Links to the archive of a checkpoint, and to its files one by one."""
+
+from __future__ import annotations
+
+from email.utils import format_datetime
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tinkergate.ingress.http.downloads import Downloads
+from tinkergate.ingress.tinker_rest.console.checkpoints import CHECKPOINT
+from tinkergate.ingress.tinker_rest.console.queries import path_of
+from tinkergate.ingress.tinker_rest.context import SIGNED, Context
+from tinkergate.ingress.tinker_rest.errors import json_response
+
+
+def routes(context: Context) -> list[Route]:
+    """archive and external_weights_urls, and what their links lead to."""
+    files = context.gateway.checkpoint_files
+    downloads = Downloads(context.gateway, context.urls, f"{SIGNED}checkpoints/")
+
+    async def archive(request: Request) -> Response:
+        checkpoint, _ = await files.all(path_of(request))
+        link = downloads.archive_link(_base_url(context, request), checkpoint)
+        told = {"url": link.url, "expires": link.expires.isoformat()}
+        headers = {
+            "expires": format_datetime(link.expires, usegmt=True),
+            "cache-control": "no-store",
+        }
+        if _wants_json(request):
+            return json_response(told, headers=headers)
+        # Clients of the first kind take the address from here and nothing else will do.
+        return json_response(told, 302, headers | {"location": link.url})
+
+    async def file_links(request: Request) -> Response:
+        checkpoint, held = await files.all(path_of(request))
+        base_url = _base_url(context, request)
+        links = {file.name: downloads.file_link(base_url, checkpoint, file.name) for file in held}
+        expires = min(link.expires for link in links.values())
+        urls = {name: link.url for name, link in links.items()}
+        return json_response({"urls": urls, "expires": expires.isoformat()})
+
+    served = [Route(f"{CHECKPOINT}/archive", archive), *downloads.routes()]
+    if context.profile == "full":
+        served.append(Route(f"{CHECKPOINT}/external_weights_urls", file_links))
+    return served
+
+
+def _wants_json(request: Request) -> bool:
+    """0.25 asks for JSON and takes the link from it; 0.22 asks for the archive, and must be sent
+    on."""
+    accepted = request.headers.get("accept", "")
+    return "application/json" in accepted and "gzip" not in accepted
+
+
+def _base_url(context: Context, request: Request) -> str:
+    return context.public_url or str(request.base_url).rstrip("/")
