@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import program
 from faulty_proxy import Fault, FaultyProxy, Seen
-from gateways import KEYS, Gateway, front_config
+from gateway_process import KEYS, Gateway, front_config
 from micro_model import write_micro_model
 
 from tinkergate.v1 import ModelState
@@ -82,7 +82,7 @@ class Chain:
         self.front = Gateway(
             folder / "front",
             *("--config", str(config)),
-            environment={"CHAOS_KEY": KEYS[dialect]},
+            environment={"UPSTREAM_KEY": KEYS[dialect]},
         )
         self.base_model = str(model)
 
