@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from tinkergate import __version__
 from tinkergate.backends.base import Backend
+from tinkergate.core.action_sessions import ActionSessions
 from tinkergate.core.admission import Admission, shutting_down
 from tinkergate.core.backends import AttachedBackend, BackendOpening
 from tinkergate.core.background import Background
@@ -16,6 +17,8 @@ from tinkergate.core.checkpoint_files import CheckpointFiles
 from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.checkpoints import Checkpoints
 from tinkergate.core.clock import Clock
+from tinkergate.core.interpolations import Interpolations
+from tinkergate.core.mint import Mint
 from tinkergate.core.model_book import ModelBook
 from tinkergate.core.model_names import ModelName
 from tinkergate.core.models import Models
@@ -112,6 +115,21 @@ class Gateway:
         )
         self.checkpoints = Checkpoints(
             settings, clock, self._admission, self._router, self.sessions, self._registry
+        )
+        self.mint = Mint(
+            self.training,
+            Interpolations(
+                clock,
+                self._admission,
+                self._router,
+                self.sessions,
+                self._table,
+                self._registry,
+                self._background,
+            ),
+            ActionSessions(
+                self._admission, self._router, self.sessions, self._registry, self._background
+            ),
         )
         self.checkpoint_copies = CheckpointCopies(
             clock, self._admission, self._router, self.sessions, self._book, self._registry

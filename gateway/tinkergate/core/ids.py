@@ -17,6 +17,8 @@ _PATH_PATTERN = re.compile(
     rf"tinker://([A-Za-z0-9_:.-]{{1,128}})/({WEIGHTS}|{SAMPLER_WEIGHTS}|{EXTERNAL_WEIGHTS})/"
     rf"({NAME_PATTERN.pattern})"
 )
+PATH_SCHEME = "tinker://"
+"""What every canonical path of a checkpoint, and no name of a base model, begins with."""
 PATH_RULE = "tinker://{model_id}/{weights | sampler_weights | external_weights}/{name}"
 
 
@@ -35,6 +37,11 @@ def new_copy_id() -> str:
     return f"c-{secrets.token_hex(8)}:train:0"
 
 
+def new_sum_id() -> str:
+    """The model id of a checkpoint that is the weighted sum of others."""
+    return f"w-{secrets.token_hex(8)}:train:0"
+
+
 def model_id(session_id: str, number: int) -> str:
     """The id of a session's model."""
     return f"{session_id}:train:{number}"
@@ -43,6 +50,11 @@ def model_id(session_id: str, number: int) -> str:
 def sampler_id(session_id: str, number: int) -> str:
     """The id of a session's sampler."""
     return f"{session_id}:sample:{number}"
+
+
+def action_session_id(session_id: str, number: int) -> str:
+    """The id of an action session; numbers are never used twice."""
+    return f"{session_id}:action:{number}"
 
 
 def session_of(owned_id: str) -> str:

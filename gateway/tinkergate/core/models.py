@@ -24,6 +24,7 @@ from tinkergate.core.sessions import Sessions
 from tinkergate.core.settings import CoreSettings
 from tinkergate.core.unloading import UnloadTurn
 from tinkergate.core.validation.facts import Facts
+from tinkergate.core.validation.mint import check_rollout_correction
 from tinkergate.core.validation.models import ADAMW, check_create_model, check_model_config
 from tinkergate.errors import GatewayError, Kind, cancelled, invalid_field
 from tinkergate.v1 import (
@@ -84,6 +85,7 @@ class Models:
             self._admission.check()
             route, source = await self._route(request)
             check_model_config(request.lora_config, request.optimizer_config, route.facts.abilities)
+            check_rollout_correction(request, route.facts.abilities)
             # Others ran while the route was looked up.
             known = self._table.repeated(identity, hashed) if identity else None
         if known is not None:
@@ -119,6 +121,8 @@ class Models:
         optimizer = OptimizerConfig()
         optimizer.CopyFrom(request.optimizer_config)
         optimizer.type = optimizer.type or ADAMW
+        corrected = request.HasField("rollout_correction")
+        correction = request.rollout_correction if corrected else None
         message = Model(
             model_id=new_id,
             session_id=request.session_id,
@@ -131,6 +135,7 @@ class Models:
             tokenizer_id=route.model.tokenizer_id,
             vocab_size=route.facts.vocab_size,
             max_context_length=route.facts.max_context_length,
+            rollout_correction=correction,
         )
         set_time(message.create_time, self._clock.now())
         set_time(message.last_request_time, self._clock.now())
@@ -154,6 +159,7 @@ class Models:
             optimizer_config=optimizer,
             checkpoint=source,
             user_metadata=dict(request.user_metadata),
+            rollout_correction=correction,
         )
         self._table.start(record)
         record.cancel = partial(_cancel_making, live, cancelled())

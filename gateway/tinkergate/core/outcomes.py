@@ -15,19 +15,25 @@ from tinkergate.backends.base import (
 from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.ids import (
     EXTERNAL_WEIGHTS,
+    PATH_RULE,
+    PATH_SCHEME,
     SAMPLER_WEIGHTS,
     WEIGHTS,
     CheckpointPath,
+    parse_path,
     sampler_id,
 )
 from tinkergate.core.model_book import ModelBook
 from tinkergate.core.model_entry import LiveModel
 from tinkergate.core.samplers import Samplers
-from tinkergate.errors import GatewayError, Kind
+from tinkergate.errors import GatewayError, Kind, invalid_field
 from tinkergate.v1 import (
+    Checkpoint,
     ErrorReason,
+    ForwardBackwardReverseKlRequest,
     LoadStateRequest,
     LoadStateResult,
+    Model,
     OptimStepRequest,
     SaveStateRequest,
     SaveStateResult,
@@ -35,6 +41,7 @@ from tinkergate.v1 import (
     SaveWeightsExternalResult,
     SaveWeightsForSamplerRequest,
     SaveWeightsForSamplerResult,
+    VlaTrainStepRequest,
 )
 
 _SaveRequest = SaveStateRequest | SaveWeightsForSamplerRequest | SaveWeightsExternalRequest
@@ -72,10 +79,12 @@ class Outcomes:
 
     def of(self, live: LiveModel, request: TrainingRequest) -> Outcome:
         """The outcome of a request that is about to be given its place."""
-        if isinstance(request, OptimStepRequest):
+        if isinstance(request, OptimStepRequest | VlaTrainStepRequest):
             return _OptimStep(live)
         if isinstance(request, SaveStateRequest | SaveWeightsExternalRequest):
             return _SaveCheckpoint(live, request, self._book, self._registry)
+        if isinstance(request, ForwardBackwardReverseKlRequest):
+            return _ReverseKl(live, request, self._registry)
         if isinstance(request, LoadStateRequest):
             return _LoadState(live, request, self._book, self._registry)
         if isinstance(request, SaveWeightsForSamplerRequest):
@@ -85,7 +94,21 @@ class Outcomes:
         return Outcome()
 
 
+def _check_same_base(model: Model, checkpoint: Checkpoint) -> None:
+    """Raise if a checkpoint is not where the model is."""
+    for what in ("base_model", "backend"):
+        here, there = getattr(model, what), getattr(checkpoint, what)
+        if here != there:
+            raise GatewayError(
+                Kind.PRECONDITION,
+                ErrorReason.ERROR_REASON_CHECKPOINT_MISMATCH,
+                f"checkpoint {checkpoint.path!r} has {what} {there!r}; the model has {here!r}",
+            )
+
+
 class _OptimStep(Outcome):
+    """OptimStep, and VlaTrainStep, which takes a step too."""
+
     def __init__(self, live: LiveModel) -> None:
         self._live = live
         self._counted = False
@@ -158,6 +181,41 @@ class _SaveCheckpoint(Outcome):
             self._registry.release(str(self._path))
 
 
+class _ReverseKl(Outcome):
+    """The reference is a checkpoint, or the model's own base model under any of its names."""
+
+    def __init__(
+        self,
+        live: LiveModel,
+        request: ForwardBackwardReverseKlRequest,
+        registry: CheckpointRegistry,
+    ) -> None:
+        self._live = live
+        self._request = request
+        self._registry = registry
+        if not request.reference_model_path.startswith(PATH_SCHEME):
+            model = live.route.model
+            names = (model.name, live.route.upstream_name, *model.aliases)
+            if request.reference_model_path not in names:
+                raise invalid_field(
+                    "reference_model_path",
+                    f"is {request.reference_model_path[:300]!r}; must be {PATH_RULE}, or the "
+                    f"model's own base model, {model.name!r}",
+                )
+            request.reference_model_path = live.route.upstream_name
+        elif parse_path(request.reference_model_path) is None:
+            raise invalid_field(
+                "reference_model_path",
+                f"is {request.reference_model_path[:700]!r}; must be {PATH_RULE}",
+            )
+
+    def prepare(self) -> None:
+        """Only now, as with LoadState."""
+        if self._request.reference_model_path.startswith(PATH_SCHEME):
+            entry = self._registry.require(self._request.reference_model_path)
+            _check_same_base(self._live.entry.message, entry.message)
+
+
 class _LoadState(Outcome):
     def __init__(
         self,
@@ -175,15 +233,7 @@ class _LoadState(Outcome):
         """Only now: the checkpoint may have been saved by an operation just before."""
         entry = self._registry.require(self._request.path)
         entry.check_optimizer(self._request.with_optimizer)
-        model, checkpoint = self._live.entry.message, entry.message
-        for what in ("base_model", "backend"):
-            here, there = getattr(model, what), getattr(checkpoint, what)
-            if here != there:
-                raise GatewayError(
-                    Kind.PRECONDITION,
-                    ErrorReason.ERROR_REASON_CHECKPOINT_MISMATCH,
-                    f"checkpoint {checkpoint.path!r} has {what} {there!r}; the model has {here!r}",
-                )
+        _check_same_base(self._live.entry.message, entry.message)
 
     def conclude(self, result: TrainingResult) -> Message:
         assert isinstance(result, LoadedState)

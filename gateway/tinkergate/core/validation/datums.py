@@ -5,36 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from tinkergate.core.validation.facts import Facts, LossRule
 from tinkergate.core.validation.inputs import InputRules
+from tinkergate.core.validation.loss_tensors import Shape, TensorRules
 from tinkergate.core.validation.report import Report
-from tinkergate.core.validation.tensors import (
-    DTYPE_NAMES,
-    FLOATS,
-    INTEGERS,
-    ITEM_BYTES,
-    FiniteFloats,
-    TokenIds,
-    Values,
-)
-from tinkergate.tensors import array_from_tensor
 from tinkergate.v1 import (
     ConfigValue,
     Datum,
-    DType,
     ForwardBackwardRequest,
     ForwardRequest,
     LossSetting,
     ProvenanceSpan,
-    Tensor,
 )
 
 TARGETS = "target_tokens"
 WEIGHTS = "weights"
-
-Shape = tuple[int, ...]
 
 
 def check_forward(
@@ -101,7 +86,7 @@ class _DatumRules:
         self._facts = facts
         self._rule = rule
         self._inputs = InputRules(report, facts)
-        self._values: dict[tuple[bool, int], Values] = {}
+        self._tensors = TensorRules(report, facts)
         self._good_names: set[tuple[str, ...]] = set()
         """Sets of inputs that were found good: all datums of a request have the same, as a rule."""
 
@@ -111,8 +96,7 @@ class _DatumRules:
                 break
             self._check_datum(f"data[{i}]", datum)
         self._inputs.finish()
-        for values in self._values.values():
-            values.finish()
+        self._tensors.finish()
 
     def _check_datum(self, field: str, datum: Datum) -> None:
         count = self._inputs.check(f"{field}.model_input", datum.model_input)
@@ -123,13 +107,13 @@ class _DatumRules:
         target_shape: Shape | None = None
         if TARGETS in names:
             path = f'{field}.loss_fn_inputs["{TARGETS}"]'
-            target_shape = self._check_tensor(path, tensors[TARGETS], is_tokens=True)
+            target_shape = self._tensors.check(path, tensors[TARGETS], is_tokens=True)
             if target_shape is not None and not self._is_target_shape(path, target_shape, count):
                 target_shape = None
         for name in names:
             if name != TARGETS:
                 path = f'{field}.loss_fn_inputs["{name}"]'
-                shape = self._check_tensor(path, tensors[name], is_tokens=False)
+                shape = self._tensors.check(path, tensors[name], is_tokens=False)
                 if shape is not None:
                     self._check_shape(path, name, shape, target_shape, count)
         if datum.model_input_spans:
@@ -184,63 +168,6 @@ class _DatumRules:
             self._report.add(
                 path, f"has shape {list(shape)}; must be {list(targets)} like {TARGETS}"
             )
-
-    def _check_tensor(self, path: str, tensor: Tensor, *, is_tokens: bool) -> Shape | None:
-        """The tensor's shape, or None if it has none that holds. Its values are noted."""
-        dtype = tensor.dtype
-        if dtype not in (INTEGERS if is_tokens else FLOATS):
-            said = DTYPE_NAMES.get(dtype, "not given")
-            wanted = "int64 or int32" if is_tokens else "float32 or bfloat16"
-            self._report.add(path, f"has dtype {said}; must be {wanted}")
-            return None
-        if tensor.HasField("sparse_csr"):
-            return self._check_sparse(path, tensor, is_tokens=is_tokens)
-        packed = tensor.dense
-        elements, rest = divmod(len(packed), ITEM_BYTES[dtype])
-        shape = tuple(tensor.shape) or (elements,)
-        if rest:
-            self._report.add(
-                path,
-                f"has {len(packed)} bytes; must be a multiple of the {ITEM_BYTES[dtype]} bytes of "
-                f"{DTYPE_NAMES[dtype]}",
-            )
-            return None
-        if shape != (elements,) and (min(shape) < 0 or math.prod(shape) != elements):
-            self._report.add(path, f"has shape {list(shape)}, but {elements} elements")
-            return None
-        self._values_of(dtype, is_tokens=is_tokens).add(path, packed)
-        return shape
-
-    def _check_sparse(self, path: str, tensor: Tensor, *, is_tokens: bool) -> Shape | None:
-        """CSR tensors are rare, so they are simply filled out, within what a message may hold."""
-        limit = self._facts.max_context_length or 1 << 20
-        if len(tensor.shape) == 2 and tensor.shape[0] > limit:
-            self._report.add(path, f"has shape {list(tensor.shape)}; at most {limit} rows can fit")
-            return None
-        try:
-            array = array_from_tensor(tensor, max_elements=1 << 24)
-        except ValueError as error:
-            self._report.add(path, str(error))
-            return None
-        dtype = _dtype_of(array.dtype)
-        self._values_of(dtype, is_tokens=is_tokens).add(path, array.tobytes())
-        return array.shape
-
-    def _values_of(self, dtype: int, *, is_tokens: bool) -> Values:
-        values = self._values.get((is_tokens, dtype))
-        if values is None:
-            values = self._values[is_tokens, dtype] = (
-                TokenIds(self._report, dtype, self._facts.vocab_size)
-                if is_tokens
-                else FiniteFloats(self._report, dtype)
-            )
-        return values
-
-
-def _dtype_of(dtype: np.dtype[np.generic]) -> int:
-    if dtype.kind == "f":
-        return DType.DTYPE_FLOAT32
-    return DType.DTYPE_INT64 if dtype.itemsize == 8 else DType.DTYPE_INT32
 
 
 def _check_spans(report: Report, field: str, spans: Sequence[ProvenanceSpan]) -> None:

@@ -7,6 +7,7 @@ import math
 from tinkergate.backends.base import TrainingRequest
 from tinkergate.core.validation.datums import check_config_value, check_forward
 from tinkergate.core.validation.facts import Facts
+from tinkergate.core.validation.mint import check_reverse_kl, check_vla_train_step
 from tinkergate.core.validation.models import ADAMW, check_number
 from tinkergate.core.validation.names import check_name, check_ttl, parse_checkpoint_path
 from tinkergate.core.validation.notes import check_metadata, check_request_id
@@ -15,6 +16,7 @@ from tinkergate.errors import unsupported
 from tinkergate.v1 import (
     AdamParams,
     ForwardBackwardRequest,
+    ForwardBackwardReverseKlRequest,
     ForwardRequest,
     LoadStateRequest,
     OptimStepRequest,
@@ -22,6 +24,7 @@ from tinkergate.v1 import (
     SaveStateRequest,
     SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
+    VlaTrainStepRequest,
 )
 
 
@@ -42,6 +45,10 @@ def check_training_request(request: TrainingRequest, facts: Facts, optimizer: st
         _check_save_weights(report, request, facts)
     elif isinstance(request, SaveWeightsExternalRequest):
         _check_save_external(report, request, facts)
+    elif isinstance(request, ForwardBackwardReverseKlRequest):
+        check_reverse_kl(report, request, facts)
+    elif isinstance(request, VlaTrainStepRequest):
+        check_vla_train_step(report, request, facts)
     report.raise_if_any()
     if isinstance(request, LoadStateRequest):
         parse_checkpoint_path("path", request.path)
