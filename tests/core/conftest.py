@@ -49,6 +49,7 @@ from tinkergate.v1 import (
     BackendCapabilities,
     BackendKind,
     Checkpoint,
+    CheckpointFile,
     Chunk,
     CreateModelRequest,
     CreateSessionRequest,
@@ -67,6 +68,7 @@ from tinkergate.v1 import (
     SampleRequest,
     SampleResponse,
     SaveStateRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     ScoreRequest,
     ScoreResponse,
@@ -123,6 +125,9 @@ class AccountingBackend:
         self.samples_stopped = 0
         self.events: list[str] = []
         self.known: Sequence[Checkpoint] = ()
+        self.files: dict[str, bytes] = {}
+        self.read_gate = asyncio.Event()
+        self.read_gate.set()
         self._jobs: defaultdict[str, asyncio.Queue[_Job]] = defaultdict(asyncio.Queue)
         self._open_jobs: defaultdict[str, int] = defaultdict(int)
         self._workers: dict[str, asyncio.Task[None]] = {}
@@ -156,6 +161,8 @@ class AccountingBackend:
             optimizers=["adamw"],
             max_lora_rank=64,
             pipeline_depth=self.depth,
+            external_weights=True,
+            checkpoint_files=True,
         )
 
     async def models(self) -> Sequence[SupportedModel]:
@@ -274,6 +281,10 @@ class AccountingBackend:
             loaded = _loaded(self.saved[request.path], request.with_optimizer)
             self.accounts[request.model_id] = loaded
             return LoadedState(loaded.steps)
+        if isinstance(request, SaveWeightsExternalRequest):
+            path = f"tinker://{request.model_id}/external_weights/{request.name}"
+            self.saved[path] = dataclasses.replace(account)
+            return SavedCheckpoint(size_bytes=4, has_optimizer=False)
         assert isinstance(request, SaveWeightsForSamplerRequest)
         if request.name:
             path = f"tinker://{request.model_id}/sampler_weights/{request.name}"
@@ -334,6 +345,27 @@ class AccountingBackend:
         weights = files["adapter_model.safetensors"].read_bytes()
         self.saved[checkpoint.path] = Account(value=float(len(weights)))
         return SavedCheckpoint(len(weights), has_optimizer=False)
+
+    async def copy_checkpoint(self, source: str, checkpoint: Checkpoint) -> SavedCheckpoint:
+        await self.create_gate.wait()
+        if self.fail_create is not None:
+            raise self.fail_create
+        self.events.append(f"copy {source}")
+        self.saved[checkpoint.path] = dataclasses.replace(self.saved[source])
+        return SavedCheckpoint(8, has_optimizer=True)
+
+    async def checkpoint_files(self, path: str) -> Sequence[CheckpointFile]:
+        """The account's numbers, and whatever `files` names beside them."""
+        contents = {"value.txt": str(self.saved[path].value).encode(), **self.files}
+        return [CheckpointFile(name=n, size_bytes=len(data)) for n, data in contents.items()]
+
+    async def read_checkpoint_file(
+        self, path: str, name: str, offset: int = 0
+    ) -> AsyncIterator[bytes]:
+        data = self.files.get(name) or str(self.saved[path].value).encode()
+        for start in range(offset, len(data), 7):
+            await self.read_gate.wait()
+            yield data[start : start + 7]
 
 
 def _loaded(saved: Account, with_optimizer: bool) -> Account:

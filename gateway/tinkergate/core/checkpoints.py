@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 class CheckpointUse(NamedTuple):
     """What the checkpoints of a session come to."""
 
-    count: int
+    checkpoints: int
     size_bytes: int
 
 

@@ -22,7 +22,7 @@ def routes(context: Context) -> list[Route]:
 
     async def archive(request: Request) -> Response:
         checkpoint, _ = await files.all(path_of(request))
-        link = downloads.archive_link(_base_url(context, request), checkpoint)
+        link = downloads.archive_link(context.link_base(request), checkpoint)
         told = {"url": link.url, "expires": link.expires.isoformat()}
         headers = {
             "expires": format_datetime(link.expires, usegmt=True),
@@ -35,9 +35,10 @@ def routes(context: Context) -> list[Route]:
 
     async def file_links(request: Request) -> Response:
         checkpoint, held = await files.all(path_of(request))
-        base_url = _base_url(context, request)
+        base_url = context.link_base(request)
+        # Made first, so that it ends no later than the others, of which there may be none.
+        expires = downloads.archive_link(base_url, checkpoint).expires
         links = {file.name: downloads.file_link(base_url, checkpoint, file.name) for file in held}
-        expires = min(link.expires for link in links.values())
         urls = {name: link.url for name, link in links.items()}
         return json_response({"urls": urls, "expires": expires.isoformat()})
 
@@ -52,7 +53,3 @@ def _wants_json(request: Request) -> bool:
     on."""
     accepted = request.headers.get("accept", "")
     return "application/json" in accepted and "gzip" not in accepted
-
-
-def _base_url(context: Context, request: Request) -> str:
-    return context.public_url or str(request.base_url).rstrip("/")

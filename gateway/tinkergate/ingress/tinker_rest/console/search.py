@@ -173,7 +173,7 @@ def _summary(session: Session, use: CheckpointUse) -> dict[str, Any]:
         "owner": OWNER,
         "project_id": session.project_id,
         "status": _status(session),
-        "checkpoints_count": use.count,
+        "checkpoints_count": use.checkpoints,
         "display_name": session.display_name or None,
         "user_metadata": dict(session.user_metadata) or None,
         "checkpoint_storage_bytes": use.size_bytes,

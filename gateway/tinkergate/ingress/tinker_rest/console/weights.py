@@ -71,7 +71,7 @@ def _info(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     for part in ("train_unembed", "train_mlp", "train_attn"):
         # Absent where nobody knows, such as in an adapter that was made elsewhere.
-        info[part] = getattr(lora, part) if lora.HasField(part) else None  # type: ignore[arg-type]
+        info[part] = getattr(lora, part) if lora.HasField(part) else None
     return info
 
 
