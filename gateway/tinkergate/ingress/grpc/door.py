@@ -21,6 +21,7 @@ from tinkergate.ingress.address import (
 from tinkergate.ingress.grpc.capabilities import CapabilitiesServicer
 from tinkergate.ingress.grpc.checkpoints import CheckpointServicer
 from tinkergate.ingress.grpc.interceptor import CallInterceptor
+from tinkergate.ingress.grpc.mint import MintServicer
 from tinkergate.ingress.grpc.models import ModelServicer
 from tinkergate.ingress.grpc.operations import OperationServicer
 from tinkergate.ingress.grpc.rendering import RenderServicer
@@ -36,6 +37,7 @@ from tinkergate.v1 import (
     CreateModelRequest,
     CreateSamplerRequest,
     CreateSessionRequest,
+    ForwardBackwardReverseKlRequest,
     ForwardRequest,
     GetCapabilitiesRequest,
     GetCheckpointRequest,
@@ -44,6 +46,7 @@ from tinkergate.v1 import (
     ScoreRequest,
     add_CapabilitiesServiceServicer_to_server,
     add_CheckpointServiceServicer_to_server,
+    add_MintServiceServicer_to_server,
     add_ModelServiceServicer_to_server,
     add_OperationServiceServicer_to_server,
     add_RenderServiceServicer_to_server,
@@ -63,6 +66,7 @@ _SERVICES: tuple[tuple[Any, Any, type[Message]], ...] = (
     (OperationServicer, add_OperationServiceServicer_to_server, GetOperationRequest),
     (SamplingServicer, add_SamplingServiceServicer_to_server, CreateSamplerRequest),
     (ScoringServicer, add_ScoringServiceServicer_to_server, ScoreRequest),
+    (MintServicer, add_MintServiceServicer_to_server, ForwardBackwardReverseKlRequest),
     (RenderServicer, add_RenderServiceServicer_to_server, RenderPromptRequest),
     (CheckpointServicer, add_CheckpointServiceServicer_to_server, GetCheckpointRequest),
     (CapabilitiesServicer, add_CapabilitiesServiceServicer_to_server, GetCapabilitiesRequest),
