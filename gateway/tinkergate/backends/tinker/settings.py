@@ -43,7 +43,8 @@ class TinkerSettings:
     """How long the service may hold a long poll."""
     retry_time: float = 300.0
     """How long a request is sent again, and a result asked for again, while the service cannot be
-    reached or answers 408, 409, 429 or 5xx; counted from the last answer that was of use."""
+    reached or answers 408, 409, 429 or 5xx; counted from the last answer that was of use. A sample
+    call that is answered 429 waits its turn for `operation_time`."""
     billing_pause: float = 3600.0
     """How long work waits while the service answers 402 (Payment Required). It is asked again every
     5 s; then the operation fails. A service that announces another bound is held to the lower."""
@@ -72,8 +73,8 @@ class TinkerSettings:
     ca_file: Path | None = None
     """A PEM file of further certificate authorities to trust, for services with a private one."""
     proxy: str = ""
-    """The URL of a proxy for the way to the service; empty leaves it to the environment's HTTP_PROXY,
-    HTTPS_PROXY and NO_PROXY."""
+    """The URL of a proxy for the way to the service; empty leaves it to HTTP_PROXY, HTTPS_PROXY and
+    NO_PROXY in the environment."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be: an empty name, a URL that is none."""
