@@ -1,9 +1,7 @@
-"""MinT's `rollout_correction_config` (wire section 13.5), both ways. Its names are those of verl's
-rollout correction, which MinT takes."""
+"""MinT's `rollout_correction_config` (wire section 13.5), read. Its names are those of verl's
+rollout correction, which MinT takes, and those of the contract."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.errors import invalid_field
@@ -14,7 +12,9 @@ _LOWER = ("rollout_rs_threshold_lower", "lower_threshold")
 _SEQUENCE_BOUNDS = ("sequence", "seq_sum_k1")
 """What `rollout_rs` calls a bound on the ratio of a whole sequence."""
 
-_KNOWN = frozenset({*_UPPER, *_LOWER, "rollout_rs", "rollout_is", "rollout_is_threshold"})
+_KNOWN = frozenset(
+    {*_UPPER, *_LOWER, "rollout_rs", "rollout_is", "rollout_is_threshold", "weight_cap"}
+)
 
 
 def rollout_correction_from_json(fields: Fields) -> RolloutCorrection:
@@ -23,7 +23,7 @@ def rollout_correction_from_json(fields: Fields) -> RolloutCorrection:
     refused with GatewayError (INVALID)."""
     for name, value in fields.value.items():
         if name not in _KNOWN and value is not None and value is not False:
-            raise fields.wrong(name, f"is not known; known are {', '.join(sorted(_KNOWN))}")
+            raise fields.wrong(name, f"must be absent; known are {', '.join(sorted(_KNOWN))}")
     if (fields.optional_text("rollout_rs") or "sequence") not in _SEQUENCE_BOUNDS:
         raise fields.wrong("rollout_rs", "must be 'sequence' or 'seq_sum_k1'")
     correction = RolloutCorrection()
@@ -40,6 +40,8 @@ def rollout_correction_from_json(fields: Fields) -> RolloutCorrection:
         if weighting != "sequence":
             raise fields.wrong("rollout_is", "must be 'sequence'")
         correction.weight_cap = fields.number("rollout_is_threshold")
+    if "weight_cap" in fields:
+        correction.weight_cap = fields.number("weight_cap")
     return correction
 
 
@@ -52,16 +54,3 @@ def _bounds(fields: Fields, name: str) -> tuple[float, float]:
             f"is {fields.text(name)!r}; must be a number, or two as in '0.5_2.0'",
         ) from None
     return low, high
-
-
-def rollout_correction_to_json(correction: RolloutCorrection) -> dict[str, Any]:
-    """The config of a RolloutCorrection."""
-    told: dict[str, Any] = {"rollout_rs": "sequence"}
-    if correction.HasField("threshold"):
-        told["rollout_rs_threshold"] = correction.threshold
-    if correction.HasField("lower_threshold"):
-        told["rollout_rs_threshold_lower"] = correction.lower_threshold
-    if correction.HasField("weight_cap"):
-        told["rollout_is"] = "sequence"
-        told["rollout_is_threshold"] = correction.weight_cap
-    return told
