@@ -26,7 +26,7 @@ def test_a_gateway_says_what_it_is(gateway_process, micro_model_dir):
     shown = json.loads(answer.stdout)
     assert shown["address"] == gateway_process.address
     assert shown["version"] == __version__
-    assert shown["backends"] == [{"name": "local", "kind": "local"}]
+    assert shown["backends"] == [{"name": "local", "kind": "local", "unavailable": ""}]
     (model,) = shown["base_models"]
     assert model == {
         "name": str(micro_model_dir),
@@ -34,6 +34,8 @@ def test_a_gateway_says_what_it_is(gateway_process, micro_model_dir):
         "max_context_length": 512,
         "trainable": True,
         "sampleable": True,
+        "aliases": ["micro"],
+        "upstream_name": "",
     }
     assert shown["default_model"] == model["name"]
 

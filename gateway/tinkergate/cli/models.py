@@ -1,4 +1,4 @@
-"""`tinkergate models`: the base models on this machine, by name."""
+"""`tinkergate models`: the base models on this machine, by name, and those of a gateway."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tinkergate.cli.connection import GatewayAddress, talks_to_gateway
 from tinkergate.cli.exits import FAILED, USAGE, CommandFailed
 
 if TYPE_CHECKING:
     from tinkergate.engine.model_files import ModelEntry, ModelFiles
 
-app = typer.Typer(help="Name base models on this machine.", no_args_is_help=True)
+app = typer.Typer(
+    help="Name base models on this machine, and list a gateway's.", no_args_is_help=True
+)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name or an alias.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
@@ -30,6 +33,27 @@ def list_(as_json: JsonOption = False) -> None:
             else:
                 where = entry.folder or "not converted yet: done at first use"
                 typer.echo(f"{entry.name}  ({', '.join(entry.aliases) or 'no alias'})  {where}")
+
+
+@app.command()
+@talks_to_gateway
+def served(gateway: GatewayAddress, as_json: JsonOption = False) -> None:
+    """List the base models that a gateway serves, with the backend of each."""
+    from dataclasses import asdict
+
+    from tinkergate.cli.status import base_model_status, render_base_model
+
+    with gateway.client() as client:
+        capabilities = client.capabilities()
+    for model in map(base_model_status, capabilities.models):
+        if as_json:
+            typer.echo(json.dumps(asdict(model)))
+        else:
+            aliases = f"  ({', '.join(model.aliases)})" if model.aliases else ""
+            typer.echo(render_base_model(model) + aliases)
+    for backend in capabilities.backends:
+        if backend.unavailable:
+            typer.echo(f"backend {backend.name} is unavailable: {backend.unavailable}", err=True)
 
 
 @app.command()

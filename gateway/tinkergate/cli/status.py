@@ -12,6 +12,7 @@ import typer
 from tinkergate.cli.connection import GatewayAddress, talks_to_gateway
 
 if TYPE_CHECKING:
+    from tinkergate.v1 import SupportedModel
     from tinkergate_client import Client
 
 UNFINISHED = ("parked", "queued", "running")
@@ -23,6 +24,8 @@ class BackendStatus:
 
     name: str
     kind: str
+    unavailable: str
+    """Why it cannot be used now; empty if it can."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class BaseModelStatus:
     max_context_length: int
     trainable: bool
     sampleable: bool
+    aliases: list[str]
+    upstream_name: str
+    """The backend's own name of it, where that differs."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +120,11 @@ def read_status(client: Client) -> Status:
             BackendStatus(
                 backend.name,
                 BackendKind.Name(backend.kind).removeprefix("BACKEND_KIND_").lower(),
+                backend.unavailable,
             )
             for backend in capabilities.backends
         ],
-        base_models=[
-            BaseModelStatus(
-                model.name,
-                model.backend,
-                model.max_context_length,
-                model.trainable,
-                model.sampleable,
-            )
-            for model in capabilities.models
-        ],
+        base_models=[base_model_status(model) for model in capabilities.models],
         sessions=[
             SessionStatus(
                 session.session_id,
@@ -155,17 +153,40 @@ def read_status(client: Client) -> Status:
     )
 
 
+def base_model_status(model: SupportedModel) -> BaseModelStatus:
+    """A base model as it is shown."""
+    return BaseModelStatus(
+        model.name,
+        model.backend,
+        model.max_context_length,
+        model.trainable,
+        model.sampleable,
+        list(model.aliases),
+        model.upstream_name,
+    )
+
+
+def render_base_model(model: BaseModelStatus) -> str:
+    """A base model as text for people."""
+    there = f" as {model.upstream_name}" if model.upstream_name else ""
+    return f"{model.name}  {model.max_context_length} tokens  on {model.backend}{there}"
+
+
 def render(status: Status) -> str:
     """The status as text for people."""
     lines = [f"Tinkergate {status.version} at {status.address}"]
     lines += _section(
-        "Backends", [f"{backend.name} ({backend.kind})" for backend in status.backends]
+        "Backends",
+        [
+            f"{backend.name} ({backend.kind})"
+            + (f"  unavailable: {backend.unavailable}" if backend.unavailable else "")
+            for backend in status.backends
+        ],
     )
     lines += _section(
         "Base models",
         [
-            f"{model.name}  {model.max_context_length} tokens  on {model.backend}"
-            + ("  (default)" if model.name == status.default_model else "")
+            render_base_model(model) + ("  (default)" if model.name == status.default_model else "")
             for model in status.base_models
         ],
     )

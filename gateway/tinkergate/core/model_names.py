@@ -40,6 +40,8 @@ class ModelNames:
         """Raises ValueError if two models have a name in common."""
         self._names = tuple(names)
         self._by_name: dict[str, ModelName] = {}
+        self._missed: set[str] = set()
+        """Names that were warned of because the backend does not serve them."""
         for each in names:
             for text in each.all_names:
                 if self._by_name.setdefault(text, each) is not each:
@@ -50,32 +52,35 @@ class ModelNames:
         return self._by_name.get(name)
 
     def applied(self, backend: str, own: Iterable[SupportedModel]) -> list[SupportedModel]:
-        """A backend's models as callers are to see them: those that the configuration names by
-        their public names, then the others, as far as their names are not taken by the first."""
-        own = list(own)
+        """A backend's models as callers are to see them, in the same order: those that the
+        configuration names by their public names, the others as far as their names are not taken
+        by the first."""
         ours = [each for each in self._names if each.backend == backend]
         taken = {text for each in ours for text in each.all_names}
         public: list[SupportedModel] = []
-        renamed: set[str] = set()
-        for each in ours:
-            found = next((model for model in own if _is_called(model, each.upstream_name)), None)
-            if found is None:
-                _log.warning(
-                    "backend %s does not serve %s, which is to be %s",
-                    backend,
-                    each.upstream_name,
-                    each.name,
-                )
-                continue
-            renamed.add(found.name)
-            public.append(_renamed(found, each, taken))
+        served: set[str] = set()
         for model in own:
-            if model.name not in renamed and model.name not in taken:
+            names = [each for each in ours if _is_called(model, each.upstream_name)]
+            served.update(each.name for each in names)
+            public += [_renamed(model, each, taken) for each in names]
+            if not names and model.name not in taken:
                 kept = SupportedModel()
                 kept.CopyFrom(model)
                 _set_aliases(kept, [alias for alias in model.aliases if alias not in taken])
                 public.append(kept)
+        self._warn_once(backend, [each for each in ours if each.name not in served])
         return public
+
+    def _warn_once(self, backend: str, missing: Sequence[ModelName]) -> None:
+        for each in missing:
+            if each.name not in self._missed:
+                _log.warning(
+                    "backend %s does not serve %s, which is to be called %s",
+                    backend,
+                    each.upstream_name,
+                    each.name,
+                )
+        self._missed |= {each.name for each in missing}
 
 
 def _is_called(model: SupportedModel, name: str) -> bool:
