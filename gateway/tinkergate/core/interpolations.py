@@ -142,7 +142,12 @@ class Interpolations:
                 raise
             return
         self._note(checkpoint, saved)
-        self._table.succeed(record, InterpolateCheckpointsResult(path=checkpoint.path))
+        result = InterpolateCheckpointsResult(
+            path=checkpoint.path,
+            source_paths=request.source_paths,
+            coefficients=request.coefficients,
+        )
+        self._table.succeed(record, result)
 
     def _note(self, checkpoint: Checkpoint, saved: SavedCheckpoint) -> None:
         checkpoint.size_bytes, checkpoint.upstream_path = saved.size_bytes, saved.upstream_path

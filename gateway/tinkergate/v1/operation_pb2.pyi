@@ -702,16 +702,28 @@ class InterpolateCheckpointsResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
+    SOURCE_PATHS_FIELD_NUMBER: _builtins.int
+    COEFFICIENTS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The canonical path of the new checkpoint."""
+    @_builtins.property
+    def source_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The paths of the checkpoints that it is the sum of."""
+
+    @_builtins.property
+    def coefficients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The coefficient of each."""
+
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
+        source_paths: _abc.Iterable[_builtins.str] | None = ...,
+        coefficients: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coefficients", b"coefficients", "path", b"path", "source_paths", b"source_paths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
