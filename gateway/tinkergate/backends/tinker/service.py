@@ -274,12 +274,16 @@ class Service:
         try:
             answer = await self.once(call)
         except (NotSent, AnswerLost, GatewayError) as error:
-            _log.info("backend %s: %s failed: %s", self.name, call.operation, error)
+            self.note(call.operation, error)
             return False
         if answer.status < 300:
             return True
         _log.info("backend %s: %s was answered %d", self.name, call.operation, answer.status)
         return False
+
+    def note(self, doing: str, error: Exception) -> None:
+        """Log a failure that matters to no caller."""
+        _log.info("backend %s: %s failed: %s", self.name, doing, error)
 
     def broken(self, operation: str, told: str, request_id: str = "") -> GatewayError:
         """The service's answers do not fit together."""
