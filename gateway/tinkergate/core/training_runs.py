@@ -4,7 +4,7 @@ left."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinkergate.core.checkpoint_registry import CheckpointRegistry
 from tinkergate.core.clock import nanoseconds
@@ -59,7 +59,14 @@ class TrainingRuns:
         runs.sort(key=lambda run: nanoseconds(run.model.create_time), reverse=True)
         if project_id:
             runs = [run for run in runs if self._project_of(run) == project_id]
-        return window(runs, offset, limit)
+        return window(runs, offset, limit).map(self._rendered)
+
+    def _rendered(self, run: TrainingRun) -> TrainingRun:
+        """The run as an answer: the book's own messages go on changing."""
+        if run.model.model_id not in self._book:
+            return run
+        entry = self._book.require(run.model.model_id)
+        return replace(run, model=self._book.render(entry))
 
     def _project_of(self, run: TrainingRun) -> str:
         return self._sessions.project_of(session_of(run.model.model_id))
