@@ -10,6 +10,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from tinkergate.ingress.tinker_rest import (
+    console,
     futures,
     models,
     sampling,
@@ -29,6 +30,7 @@ _ROUTES: tuple[Callable[[Context], list[Route]], ...] = (
     sessions.routes,
     service.routes,
     models.routes,
+    console.routes,
     unoffered.routes,
 )
 

@@ -19,9 +19,7 @@ from tinkergate.ingress.tinker_rest.context import Context
 
 
 def routes(context: Context) -> list[Route]:
-    """All of them. MinT has archives alone (wire section 13.4)."""
-    if context.profile == "mint":
-        return archives.routes(context)
+    """All of them. The app leaves out what MinT has not, where it is to be MinT."""
     # Archives go first: whatever checkpoint id is none ends in the routes of checkpoints.
     rooms = (archives, checkpoints, runs, sessions, search, weights)
     return [route for room in rooms for route in room.routes(context)]

@@ -42,10 +42,11 @@ def routes(context: Context) -> list[Route]:
         urls = {name: link.url for name, link in links.items()}
         return json_response({"urls": urls, "expires": expires.isoformat()})
 
-    served = [Route(f"{CHECKPOINT}/archive", archive), *downloads.routes()]
-    if context.profile == "full":
-        served.append(Route(f"{CHECKPOINT}/external_weights_urls", file_links))
-    return served
+    return [
+        Route(f"{CHECKPOINT}/archive", archive),
+        Route(f"{CHECKPOINT}/external_weights_urls", file_links),
+        *downloads.routes(),
+    ]
 
 
 def _wants_json(request: Request) -> bool:
