@@ -3,7 +3,9 @@
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     {"prompt": "...", "completion": "..."}
 
-Other keys are left alone, so that a line can carry notes of its own.
+A conversation may have "tools" beside its messages; a message "reasoning", "tool_calls",
+"tool_call_id", "name", and a "weight" of its own in training. Other keys are left alone, so that a
+line can carry notes of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
+_MORE = ("reasoning", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
 _TOLD = 10
 
 
@@ -28,10 +31,12 @@ class Example:
 
     place: str
     """file:line, for people."""
-    messages: Sequence[dict[str, str]]
-    """With "role" and "content"; a pair is a user's and an assistant's message."""
+    messages: Sequence[dict[str, Any]]
+    """With "role" and "content" and perhaps more; a pair is a user's and an assistant's message."""
     is_pair: bool
     """Whether the line was a prompt and a completion."""
+    tools: Sequence[dict[str, Any]] = ()
+    """The tools that the model may call."""
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -82,9 +87,9 @@ def _read_line(place: str, line: bytes) -> Example:
     value = read_object(line)
     if "messages" in value:
         messages = read_messages(value["messages"])
-        if not any(message["role"] == "assistant" for message in messages):
+        if not any(message["role"] == "assistant" or "weight" in message for message in messages):
             raise ValueError("messages: has no assistant message, so there is nothing to learn")
-        return Example(place, messages, is_pair=False)
+        return Example(place, messages, is_pair=False, tools=read_tools(value.get("tools", [])))
     if "prompt" in value or "completion" in value:
         pair = [
             {"role": "user", "content": _text(value, "prompt")},
@@ -94,11 +99,18 @@ def _read_line(place: str, line: bytes) -> Example:
     raise ValueError('must have "messages", or "prompt" and "completion"')
 
 
-def read_messages(value: Any) -> list[dict[str, str]]:
+def read_tools(value: Any) -> list[dict[str, Any]]:
+    """Checked tools. Raises ValueError with the rule that they break."""
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise ValueError("tools: must be a list of objects")
+    return value
+
+
+def read_messages(value: Any) -> list[dict[str, Any]]:
     """Checked messages. Raises ValueError with the rule that they break."""
     if not isinstance(value, list) or not value:
         raise ValueError("messages: must be a list that is not empty")
-    messages = []
+    messages: list[dict[str, Any]] = []
     for index, message in enumerate(value):
         field = f"messages[{index}]"
         if not isinstance(message, dict):
@@ -106,8 +118,25 @@ def read_messages(value: Any) -> list[dict[str, str]]:
         role = message.get("role")
         if role not in ROLES:
             raise ValueError(f"{field}.role: is {role!r}; must be one of {', '.join(ROLES)}")
-        messages.append({"role": role, "content": _text(message, "content", f"{field}.")})
+        more = {key: message[key] for key in _MORE if message.get(key) is not None}
+        # Calls and thoughts may stand alone.
+        wordless = any(more.get(key) for key in ("tool_calls", "reasoning", "reasoning_content"))
+        if wordless and not message.get("content"):
+            content = ""
+        else:
+            content = _text(message, "content", f"{field}.")
+        messages.append({"role": role, "content": content, **more})
     return messages
+
+
+def read_tokens(value: Any) -> list[int]:
+    """Checked token ids. Raises ValueError with the rule that they break."""
+    if not isinstance(value, list) or not value:
+        raise ValueError("tokens: must be a list that is not empty")
+    for index, token in enumerate(value):
+        if type(token) is not int or not 0 <= token < 2**31:
+            raise ValueError(f"tokens[{index}]: is {token!r}; must be a token id")
+    return value
 
 
 def _text(value: dict[str, Any], key: str, prefix: str = "") -> str:

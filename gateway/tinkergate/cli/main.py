@@ -14,6 +14,7 @@ import typer
 from tinkergate import __version__
 from tinkergate.cli import checkpoints, config, models
 from tinkergate.cli.exits import CommandFailed
+from tinkergate.cli.render import render
 from tinkergate.cli.sample import sample
 from tinkergate.cli.score import score
 from tinkergate.cli.serve import serve
@@ -52,6 +53,7 @@ app.command("serve", short_help="Run a gateway.")(serve)
 app.command("train", short_help="Fine-tune a model on a file of conversations.")(train)
 app.command("sample", short_help="Draw answers to a prompt.")(sample)
 app.command("score", short_help="Score sequences: JSON lines in and out.")(score)
+app.command("render", short_help="Show conversations as the model sees them.")(render)
 app.add_typer(models.app, name="models", short_help="Name base models on this machine.")
 app.add_typer(checkpoints.app, name="checkpoints", short_help="Look after saved checkpoints.")
 app.add_typer(config.app, name="config", short_help="Look at a gateway's configuration.")

@@ -1,159 +1,154 @@
-"""From conversations to tokens and back, with the model's own tokenizer and chat template."""
+"""What commands render by the gateway: data to learn, texts and questions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from tinkergate.v1 import SupportedModel
+from tinkergate.cli.conversations import DataError, Example, listing
+from tinkergate.tensors import array_from_tensor, tokens_from_bytes
+from tinkergate.v1 import Conversation, Datum, RenderedDatum
+from tinkergate_client import (
+    InvalidRequest,
+    Renderer,
+    Unsupported,
+    conversation,
+    supervised_datum,
+)
 
-Message = Mapping[str, str]
-
-
-class RenderingError(Exception):
-    """The conversation cannot be rendered. The text says why, for people."""
-
-
-class Rendered(NamedTuple):
-    """A conversation as tokens."""
-
-    tokens: NDArray[np.int64]
-    """int64 (N,)."""
-    loss_mask: NDArray[np.bool_]
-    """bool (N,): whether the token is the assistant's."""
+_PLACE = re.compile(r"conversations\[(\d+)\]\.?(.*)")
 
 
-class Renderer:
-    """A tokenizer with the rules of its chat template.
+class Encoded(NamedTuple):
+    """An example, ready to be sent."""
 
-    The assistant's tokens are those that the template marks (`{% generation %}`), where it does;
-    else those from the end of the prompt that asks for the message to the end of the message,
-    the token that ends it included.
-    """
+    datum: Datum
+    tokens: int
+    learned_tokens: int
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        template = tokenizer.chat_template
-        self.has_template = bool(template)
-        """Whether there is a chat template."""
-        self._marks_assistant = isinstance(template, str) and "generation %}" in template
 
-    @classmethod
-    def of_model(cls, model: SupportedModel) -> Self:
-        """The renderer of a gateway's model, from this machine's files. Raises RenderingError."""
-        from tinkergate.engine.model_files import ModelFiles
-        from tinkergate.errors import GatewayError
+def has_template(renderer: Renderer) -> bool:
+    """Whether the model has a chat template. Raises TinkergateError."""
+    try:
+        renderer.prompt([{"role": "user", "content": "?"}])
+    except Unsupported as error:
+        if error.metadata.get("feature") != "chat template":
+            raise
+        return False
+    except InvalidRequest:  # it is there, and is particular
+        return True
+    return True
 
-        try:
-            folder = ModelFiles().path(model.tokenizer_id or model.name)
-        except GatewayError as error:
-            raise RenderingError(f"the tokenizer of {model.name!r}: {error}") from error
-        return cls.of_folder(folder)
 
-    @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        """The renderer of a Hugging Face folder. Raises RenderingError."""
-        try:
-            if (folder / "tokenizer.json").is_file():
-                # AutoTokenizer would find the same, but loads torch to do so.
-                from transformers import PreTrainedTokenizerFast as Tokenizer
-            else:
-                from transformers import AutoTokenizer as Tokenizer
-            return cls(Tokenizer.from_pretrained(folder))
-        except ImportError as error:
-            raise RenderingError(f"tokenizers need the 'engine' extra: {error}") from error
-        except (OSError, ValueError) as error:
-            raise RenderingError(f"no tokenizer can be loaded from {folder}: {error}") from error
+def plain(renderer: Renderer, text: str) -> NDArray[np.int32]:
+    """Text as it is, after the tokenizer's own beginning of text, if it has one."""
+    return renderer.encode([text], add_special_tokens=True)[0]
 
-    def conversation(self, messages: Sequence[Message]) -> Rendered:
-        """A whole conversation through the chat template. Raises RenderingError."""
-        if self._marks_assistant:
-            answer = self._tokenizer.apply_chat_template(
-                list(messages), return_dict=True, return_assistant_tokens_mask=True
+
+def question(renderer: Renderer, text: str, *, raw: bool) -> NDArray[np.int32]:
+    """A user's message as the chat template asks it; plain text if `raw`, or without one."""
+    if raw or not has_template(renderer):
+        return plain(renderer, text)
+    return renderer.prompt([{"role": "user", "content": text}])
+
+
+def text_of(renderer: Renderer, tokens: NDArray[np.int32]) -> str:
+    """Tokens as text, without special tokens."""
+    return renderer.decode([tokens], skip_special_tokens=True)[0]
+
+
+def encode(
+    examples: Sequence[Example], renderer: Renderer, *, raw: bool, max_tokens: int
+) -> list[Encoded]:
+    """The examples as datums. Conversations go through the chat template; pairs, too, unless `raw`
+    or there is none. Raises DataError, with the first few bad lines."""
+    chat = has_template(renderer)
+    as_chat = [example for example in examples if not example.is_pair or (chat and not raw)]
+    as_text = [example for example in examples if example.is_pair and (raw or not chat)]
+    if as_chat and not chat:
+        raise DataError(
+            listing(
+                [
+                    f"{e.place}: is a conversation, and the model has no chat template"
+                    for e in as_chat
+                ]
             )
-            return Rendered(
-                np.asarray(answer["input_ids"], dtype=np.int64),
-                np.asarray(answer["assistant_masks"], dtype=np.bool_),
+        )
+    with places([example.place for example in as_chat]):
+        rendered = renderer.training(conversation_of(example) for example in as_chat)
+    done = {
+        example.place: (each.total_tokens, each.datum)
+        for example, each in zip(as_chat, rendered, strict=True)
+    }
+    done |= _pairs(as_text, renderer)
+    problems = []
+    for example in examples:
+        total, _ = done[example.place]
+        if max_tokens and total > max_tokens:
+            problems.append(
+                f"{example.place}: has {total} tokens; the model takes at most {max_tokens}"
             )
-        if messages[0]["role"] == "assistant":
-            raise RenderingError("messages[0].role: is 'assistant'; somebody else must begin")
-        whole = self._render(messages)
-        spans = []
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant":
-                start = self._prefix(whole, messages[:index], index, asking=True)
-                end = self._prefix(whole, messages[: index + 1], index, asking=False)
-                spans.append((start, end))
-        return self._tokenize(whole, spans)
+    if problems:
+        raise DataError(listing(problems))
+    return [_encoded(*done[example.place]) for example in examples]
 
-    def pair(self, prompt: str, completion: str) -> Rendered:
-        """Plain text: the completion is to be learned, with the end-of-sequence token after it."""
-        before = self.plain(prompt)
-        after = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
-        if self._tokenizer.eos_token_id is not None:
-            after = [*after, self._tokenizer.eos_token_id]
-        mask = np.repeat([False, True], [before.size, len(after)])
-        return Rendered(np.concatenate([before, np.asarray(after, dtype=np.int64)]), mask)
 
-    def prompt(self, messages: Sequence[Message]) -> NDArray[np.int64]:
-        """What asks the assistant for its next message. Raises RenderingError."""
-        return self._tokenize(self._render(messages, asking=True), []).tokens
+def conversation_of(example: Example) -> Conversation:
+    """The example as a message. Raises DataError."""
+    try:
+        return conversation(example.messages, example.tools)
+    except ValueError as error:
+        raise DataError(f"{example.place}: {error}") from None
 
-    def question(self, text: str, *, raw: bool) -> NDArray[np.int64]:
-        """A user's message as the chat template asks it; plain text if `raw`, or without one."""
-        if raw or not self.has_template:
-            return self.plain(text)
-        return self.prompt([{"role": "user", "content": text}])
 
-    def plain(self, text: str) -> NDArray[np.int64]:
-        """Text as it is, after the tokenizer's own beginning of text, if it has one."""
-        return np.asarray(self._tokenizer(text)["input_ids"], dtype=np.int64)
+def whole(rendered: RenderedDatum) -> NDArray[np.int32]:
+    """int32 (N,): all tokens of a conversation, of which the datum has the first as an input only
+    and the last as a target only."""
+    inputs = tokens_from_bytes(rendered.datum.model_input[0].encoded_text.tokens)
+    targets = array_from_tensor(rendered.datum.loss_fn_inputs["target_tokens"])
+    return np.append(inputs, targets[-1:]).astype(np.int32)
 
-    def text(self, tokens: Sequence[int] | NDArray[Any]) -> str:
-        """Tokens as text, without special tokens."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def _render(self, messages: Sequence[Message], *, asking: bool = False) -> str:
-        from jinja2 import TemplateError
+@contextmanager
+def places(names: Sequence[str]) -> Iterator[None]:
+    """What the gateway finds wrong with conversations is told by the places they came from: raises
+    DataError."""
+    try:
+        yield
+    except InvalidRequest as error:
+        problems = []
+        for field, description in error.violations:
+            found = _PLACE.fullmatch(field)
+            if found is None:
+                raise
+            rest = f"{found[2]}: " if found[2] else ""
+            problems.append(f"{names[int(found[1])]}: {rest}{description}")
+        if not problems:
+            raise
+        raise DataError(listing(problems)) from None
 
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=asking
-                )
-            )
-        except TemplateError as error:
-            raise RenderingError(f"the chat template refuses it: {error}") from error
 
-    def _prefix(self, whole: str, messages: Sequence[Message], index: int, *, asking: bool) -> int:
-        """How many characters of `whole` its first messages take."""
-        prefix = self._render(messages, asking=asking)
-        if not whole.startswith(prefix):
-            raise RenderingError(
-                f"messages[{index}]: the chat template renders what comes before differently once "
-                "the conversation goes on, so the assistant's part cannot be told apart"
-            )
-        return len(prefix)
+def _pairs(examples: Sequence[Example], renderer: Renderer) -> dict[str, tuple[int, Datum]]:
+    """Plain text: the completion is to be learned, with the end-of-sequence token after it."""
+    if not examples:
+        return {}
+    texts = [[message["content"] for message in example.messages] for example in examples]
+    prompts = renderer.encode([prompt for prompt, _ in texts], add_special_tokens=True)
+    completions = renderer.encode([completion for _, completion in texts])
+    end = np.array(renderer.stop_tokens()[:1], dtype=np.int32)
+    done = {}
+    for example, prompt, completion in zip(examples, prompts, completions, strict=True):
+        tokens = np.concatenate([prompt, completion, end])
+        mask = np.arange(tokens.size) >= prompt.size
+        done[example.place] = int(tokens.size), supervised_datum(tokens, mask)
+    return done
 
-    def _tokenize(self, whole: str, spans: Sequence[tuple[int, int]]) -> Rendered:
-        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-        tokens = np.asarray(encoded["input_ids"], dtype=np.int64)
-        starts, ends = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
-        mask = np.zeros(tokens.size, dtype=np.bool_)
-        for start, end in spans:
-            if ((starts < start) & (ends > start)).any():
-                raise RenderingError(
-                    "a token reaches from the prompt into the assistant's part: the chat template "
-                    "must end the prompt at a token's end"
-                )
-            inside = (starts >= start) & (ends <= end) & (ends > starts)
-            # What the template writes after the end of the message is not the assistant's.
-            if (closing := inside & (tokens == self._tokenizer.eos_token_id)).any():
-                inside[int(np.flatnonzero(closing)[-1]) + 1 :] = False
-            mask |= inside
-        return Rendered(tokens, mask)
+
+def _encoded(total: int, datum: Datum) -> Encoded:
+    learned = int(np.count_nonzero(array_from_tensor(datum.loss_fn_inputs["weights"])))
+    return Encoded(datum, total - 1, learned)

@@ -50,7 +50,7 @@ def sample(
     ] = False,
 ) -> None:
     """Draw answers to a prompt, each written as soon as it is finished."""
-    from tinkergate.cli.rendering import Renderer, RenderingError
+    from tinkergate.cli.rendering import question, text_of
     from tinkergate_client import SampleOptions
 
     if model and model_path:
@@ -68,29 +68,26 @@ def sample(
         options["seed"] = seed
     if stop:
         options["stop"] = stop
-    try:
-        with gateway.client() as client:
-            name = client.checkpoints.get(model_path).base_model if model_path else model
-            base = find_model(client, name)
-            renderer = Renderer.of_model(base)
-            sampler = client.sampler("" if model_path else base.name, model_path=model_path)
-            tokens = renderer.question(prompt, raw=raw)
-            for index, drawn in sampler.stream(tokens, **options):
-                text = renderer.text(drawn.tokens)
-                answer: dict[str, Any] = {
-                    "index": index,
-                    "text": text,
-                    "stop_reason": drawn.stop_reason,
-                    "tokens": drawn.tokens.tolist(),
-                }
-                if logprobs and drawn.logprobs is not None:
-                    answer["logprobs"] = drawn.logprobs.tolist()
-                if as_json:
-                    typer.echo(json.dumps(answer))
-                else:
-                    _write(answer, numbered=num_samples > 1)
-    except RenderingError as error:
-        raise CommandFailed(str(error), USAGE) from error
+    with gateway.client() as client:
+        name = client.checkpoints.get(model_path).base_model if model_path else model
+        base = find_model(client, name)
+        renderer = client.renderer(base.name)
+        sampler = client.sampler("" if model_path else base.name, model_path=model_path)
+        tokens = question(renderer, prompt, raw=raw)
+        for index, drawn in sampler.stream(tokens, **options):
+            text = text_of(renderer, drawn.tokens)
+            answer: dict[str, Any] = {
+                "index": index,
+                "text": text,
+                "stop_reason": drawn.stop_reason,
+                "tokens": drawn.tokens.tolist(),
+            }
+            if logprobs and drawn.logprobs is not None:
+                answer["logprobs"] = drawn.logprobs.tolist()
+            if as_json:
+                typer.echo(json.dumps(answer))
+            else:
+                _write(answer, numbered=num_samples > 1)
 
 
 def _write(answer: dict[str, Any], *, numbered: bool) -> None:

@@ -6,20 +6,41 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tinkergate.cli.connection import GatewayAddress, find_model, talks_to_gateway
-from tinkergate.cli.conversations import DataError, read_messages, read_object
+from tinkergate.cli.conversations import (
+    DataError,
+    Example,
+    read_messages,
+    read_object,
+    read_tokens,
+    read_tools,
+)
 from tinkergate.cli.exits import USAGE, CommandFailed
 
 if TYPE_CHECKING:
-    from tinkergate.cli.rendering import Renderer
-    from tinkergate_client import Score, Tokens
+    from tinkergate_client import Renderer, Score, Tokens
+
+_LINES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of the input: its tokens, its text, or its conversation."""
+
+    place: str
+    told: dict[str, Any]
+    """What its answer is to repeat."""
+    tokens: Sequence[int] = ()
+    text: str = ""
+    example: Example | None = None
 
 
 @talks_to_gateway
@@ -59,17 +80,16 @@ def score(
 ) -> None:
     """Score sequences: JSON lines in, JSON lines out, in the same order, a few at a time."""
     del as_json
-    from tinkergate.cli.rendering import Renderer, RenderingError
-
     if model and model_path:
         raise CommandFailed("give --model or --model-path, not both", USAGE)
     try:
         with gateway.client() as client, _open(data, "rb") as lines, _open(output, "w") as sink:
             name = client.checkpoints.get(model_path).base_model if model_path else model
             base = find_model(client, name)
+            renderer = client.renderer(base.name)
             waiting: deque[dict[str, Any]] = deque()
             scores = client.score_stream(
-                _read(lines, str(data), lambda: Renderer.of_model(base), waiting),
+                _read(lines, str(data), renderer, base.max_context_length, waiting),
                 "" if model_path else base.name,
                 model_path=model_path,
                 temperature=temperature,
@@ -79,7 +99,7 @@ def score(
             )
             for scored in scores:
                 sink.write(json.dumps(_answer(waiting.popleft(), scored)) + "\n")
-    except (DataError, RenderingError) as error:
+    except DataError as error:
         raise CommandFailed(str(error), USAGE) from error
 
 
@@ -100,43 +120,63 @@ def _open(path: Path | None, mode: Literal["rb", "w"]) -> Iterator[IO[Any]]:
 def _read(
     lines: Iterable[bytes],
     name: str,
-    load_renderer: Callable[[], Renderer],
+    renderer: Renderer,
+    longest: int,
     waiting: deque[dict[str, Any]],
 ) -> Iterator[Tokens]:
-    """The tokens of each line; what its answer is to repeat goes into `waiting`. The tokenizer is
-    loaded when a line needs it. Raises DataError."""
-    renderer: Renderer | None = None
+    """The tokens of each line; what its answer is to repeat goes into `waiting`. Texts are made
+    into tokens some at a time, by the gateway. Raises DataError."""
+    group: list[_Line] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            value = read_object(line)
-            if "tokens" in value:
-                tokens: Tokens = _tokens(value["tokens"])
-            else:
-                renderer = renderer or load_renderer()
-                tokens = _rendered(value, renderer)
+            group.append(_line(f"{name}:{number}", number, line))
         except ValueError as error:
             raise DataError(f"{name}:{number}: {error}") from None
-        waiting.append({"line": number, **({"id": value["id"]} if "id" in value else {})})
-        yield tokens
+        if len(group) == _LINES_AT_ONCE:
+            yield from _rendered(group, renderer, longest, waiting)
+            group = []
+    yield from _rendered(group, renderer, longest, waiting)
 
 
-def _rendered(value: dict[str, Any], renderer: Renderer) -> Tokens:
+def _line(place: str, number: int, line: bytes) -> _Line:
+    value = read_object(line)
+    told = {"line": number, **({"id": value["id"]} if "id" in value else {})}
+    if "tokens" in value:
+        return _Line(place, told, tokens=read_tokens(value["tokens"]))
     if "messages" in value:
-        return renderer.conversation(read_messages(value["messages"])).tokens
+        tools = read_tools(value.get("tools", []))
+        example = Example(place, read_messages(value["messages"]), is_pair=False, tools=tools)
+        return _Line(place, told, example=example)
     if isinstance(value.get("text"), str) and value["text"]:
-        return renderer.plain(value["text"])
+        return _Line(place, told, text=value["text"])
     raise ValueError('must have "text" (not empty), "tokens" or "messages"')
 
 
-def _tokens(value: Any) -> list[int]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("tokens: must be a list that is not empty")
-    for index, token in enumerate(value):
-        if type(token) is not int or not 0 <= token < 2**31:
-            raise ValueError(f"tokens[{index}]: is {token!r}; must be a token id")
-    return value
+def _rendered(
+    group: Sequence[_Line], renderer: Renderer, longest: int, waiting: deque[dict[str, Any]]
+) -> Iterator[Tokens]:
+    from tinkergate.cli.rendering import conversation_of, places, whole
+
+    texts = [line.text for line in group if line.text]
+    examples = [line.example for line in group if line.example is not None]
+    encoded = iter(renderer.encode(texts, add_special_tokens=True))
+    with places([example.place for example in examples]):
+        chats = [conversation_of(example) for example in examples]
+        rendered = iter(renderer.training(chats, train_on="all_tokens"))
+    for line in group:
+        tokens: Tokens = line.tokens
+        if line.text:
+            tokens = next(encoded)
+        elif line.example is not None:
+            each = next(rendered)
+            if each.truncated:
+                has = f"{line.place}: has {each.total_tokens} tokens"
+                raise DataError(f"{has}; the model takes at most {longest}")
+            tokens = whole(each)
+        waiting.append(line.told)
+        yield tokens
 
 
 def _answer(told: dict[str, Any], scored: Score) -> dict[str, Any]:

@@ -52,10 +52,10 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON lines.")] = False,
 ) -> None:
     """Fine-tune a model on a file of conversations, with loss on the assistant's part."""
-    # Imported late: they load the client, and the tokenizer's library.
+    # Imported late: they load the client.
     from tinkergate.cli.conversations import DataError, read_examples
-    from tinkergate.cli.rendering import Renderer, RenderingError
-    from tinkergate.cli.training_run import RunSettings, encode, run
+    from tinkergate.cli.rendering import encode
+    from tinkergate.cli.training_run import RunSettings, run
 
     if model and resume:
         raise CommandFailed("--resume has its base model already: leave --model out", USAGE)
@@ -65,7 +65,7 @@ def train(
             base = find_model(
                 client, client.checkpoints.get(resume).base_model if resume else model
             )
-            renderer = Renderer.of_model(base)
+            renderer = client.renderer(base.name)
             encoded = encode(examples, renderer, raw=raw, max_tokens=base.max_context_length)
             settings = RunSettings(
                 steps=steps or steps_of_epochs(len(encoded), batch_size, epochs),
@@ -84,5 +84,5 @@ def train(
                     trained = session.create_model(base.name, rank=rank, seed=seed)
                 with report(as_json=as_json) as told:
                     run(trained, base.name, encoded, renderer, settings, told)
-    except (DataError, RenderingError) as error:
+    except DataError as error:
         raise CommandFailed(str(error), USAGE) from error

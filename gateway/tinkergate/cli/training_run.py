@@ -8,30 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tinkergate.cli.conversations import DataError, Example, listing
-from tinkergate.cli.rendering import Rendered, Renderer, RenderingError
+from tinkergate.cli.rendering import Encoded, question, text_of
 from tinkergate.cli.training_plan import Schedule, batches, learning_rate
 from tinkergate.cli.training_report import Report, RunFacts, StepFacts
-from tinkergate.v1 import Datum
 from tinkergate_client import (
     ForwardBackwardResult,
     OperationFuture,
     OptimStepResult,
+    Renderer,
     TrainingModel,
-    supervised_datum,
 )
 
 # One step is worked on while the next one waits at the gateway, so the engine is never idle.
 _STEPS_AHEAD = 2
 _ANSWER_TOKENS = 64
-
-
-class Encoded(NamedTuple):
-    """An example, ready to be sent."""
-
-    datum: Datum
-    tokens: int
-    learned_tokens: int
 
 
 @dataclass(frozen=True)
@@ -57,39 +47,6 @@ class _Step(NamedTuple):
     rate: float
     tokens: int
     learned_tokens: int
-
-
-def encode(
-    examples: Sequence[Example], renderer: Renderer, *, raw: bool, max_tokens: int
-) -> list[Encoded]:
-    """The examples as datums. Conversations go through the chat template; pairs, too, unless `raw`
-    or there is none. Raises DataError, with the first few bad lines."""
-    encoded: list[Encoded] = []
-    problems: list[str] = []
-    for example in examples:
-        try:
-            rendered = _render(example, renderer, raw)
-            if rendered.tokens.size > max_tokens:
-                raise RenderingError(
-                    f"has {rendered.tokens.size} tokens; the model takes at most {max_tokens}"
-                )
-        except RenderingError as error:
-            problems.append(f"{example.place}: {error}")
-            continue
-        datum = supervised_datum(rendered.tokens, rendered.loss_mask)
-        encoded.append(Encoded(datum, rendered.tokens.size - 1, int(rendered.loss_mask[1:].sum())))
-    if problems:
-        raise DataError(listing(problems))
-    return encoded
-
-
-def _render(example: Example, renderer: Renderer, raw: bool) -> Rendered:
-    if example.is_pair and (raw or not renderer.has_template):
-        prompt, completion = example.messages
-        return renderer.pair(prompt["content"], completion["content"])
-    if not renderer.has_template:
-        raise RenderingError("is a conversation, and the model has no chat template")
-    return renderer.conversation(example.messages)
 
 
 def run(
@@ -173,12 +130,12 @@ def _answer(
     sampler = model.save_weights_for_sampler().result()
     calls = [
         sampler.sample_later(
-            renderer.question(prompt, raw=settings.raw),
+            question(renderer, prompt, raw=settings.raw),
             max_tokens=_ANSWER_TOKENS,
             temperature=0,
         )
         for prompt in settings.prompts
     ]
     for prompt, call in zip(settings.prompts, calls, strict=True):
-        answer = renderer.text(call.result().sequences[0].tokens)
+        answer = text_of(renderer, call.result().sequences[0].tokens)
         report.sampled(when, prompt, answer.strip())

@@ -98,7 +98,7 @@ class ModelFiles:
         if name.startswith(("/", ".", "~")):
             folder = Path(name).expanduser().resolve()
         else:
-            folder = _downloaded(name) or _raise_unknown(name)
+            folder = _downloaded(name) or _raise_no_tokenizer(name)
         check_tokenizer(folder, "model")
         return folder
 
@@ -213,6 +213,17 @@ def _raise_unknown(name: str) -> Any:
         ErrorReason.ERROR_REASON_BASE_MODEL_NOT_FOUND,
         f"there is no base model {name!r} here; `tinkergate models list` shows those that are, "
         "`tinkergate models add` adds one",
+    )
+
+
+def _raise_no_tokenizer(name: str) -> Any:
+    if not _HUB_ID.fullmatch(name):
+        _raise_unknown(name)
+    raise GatewayError(
+        Kind.NOT_FOUND,
+        ErrorReason.ERROR_REASON_BASE_MODEL_NOT_FOUND,
+        f"{name!r} was not downloaded to this machine; its tokenizer alone is enough: `hf download "
+        f"{name} --include 'token*' --include '*.jinja' --include 'generation_config.json'`",
     )
 
 
