@@ -26,7 +26,7 @@ STEPS = 3
 def squares(data: list[types.Datum], logprobs: list[torch.Tensor]) -> tuple[Any, dict[str, float]]:
     """A loss that no server has: the mean square of the logprobs of each datum."""
     loss = torch.stack([(row**2).mean() for row in logprobs]).sum()
-    return loss, {"squares": float(loss)}
+    return loss, {"squares": float(loss.detach())}
 
 
 def program() -> None:
