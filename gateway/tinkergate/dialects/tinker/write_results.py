@@ -20,9 +20,11 @@ from tinkergate.v1 import (
     ArrayRecord,
     FailureCategory,
     ForwardBackwardOutput,
+    InterpolateCheckpointsResult,
     Model,
     Operation,
     OperationError,
+    OperationKind,
     OptimizerConfig,
     QueueState,
     SampledSequence,
@@ -75,6 +77,28 @@ def _records(record: ArrayRecord) -> list[dict[str, Any]]:
 def metrics_to_json(metrics: Mapping[str, float]) -> dict[str, Any]:
     """Figures by name; those that are not finite are told as Python tells them."""
     return {name: number(value) for name, value in metrics.items()}
+
+
+def reverse_kl_to_json(output: ForwardBackwardOutput) -> dict[str, Any]:
+    """The result of MinT's forward_backward_reverse_kl (wire section 13.3)."""
+    return {
+        "outputs": outputs_to_json(output),
+        "metrics": metrics_to_json(output.metrics),
+        "type": "mint_forward_backward_reverse_kl",
+    }
+
+
+def _interpolation_to_json(result: InterpolateCheckpointsResult) -> dict[str, Any]:
+    """The result of MinT's checkpoints/interpolate (wire section 13.2)."""
+    kind = result.path.rsplit("/", 2)[1]
+    return {
+        "path": result.path,
+        "checkpoint_type": "training" if kind == "weights" else "sampler",
+        "source_paths": list(result.source_paths),
+        "coefficients": list(result.coefficients),
+        "has_rank_shards": False,
+        "type": "mint_interpolate_checkpoints",
+    }
 
 
 def sample_to_json(response: SampleResponse) -> dict[str, Any]:
@@ -147,12 +171,16 @@ _WRITERS: dict[str, Callable[[Any], dict[str, Any]]] = {
         "size_bytes": result.size_bytes,
         "type": "save_weights_external",
     },
+    "interpolate_checkpoints": _interpolation_to_json,
+    "vla_train_step": lambda result: {"metrics": metrics_to_json(result.metrics)},
 }
 
 
 def operation_to_json(operation: Operation) -> dict[str, Any]:
     """The result of an operation that has succeeded. Raises KeyError for a result that Tinker has
     no form of."""
+    if operation.kind == OperationKind.OPERATION_KIND_FORWARD_BACKWARD_REVERSE_KL:
+        return reverse_kl_to_json(operation.forward_backward)
     kind = operation.WhichOneof("result") or ""
     return _WRITERS[kind](getattr(operation, kind))
 
