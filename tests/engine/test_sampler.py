@@ -124,6 +124,19 @@ def test_tokens_and_logprobs_do_not_depend_on_what_else_runs(
 
 
 @pytest.mark.slow
+def test_many_short_prompts_that_end_in_one_pass_are_as_each_alone(bench: Bench) -> None:
+    wanted = [request(3, 4, seed=seed) for seed in range(60)]
+    alone = [bench.draw(each, ADAPTER) for each in wanted]
+
+    # Something long first, so that the others have all arrived when their turn comes.
+    first = bench.submit(request(100, 20), ADAPTER)
+    handles = [bench.submit(each, ADAPTER) for each in wanted]
+
+    for one, handle in zip(alone, handles, strict=True):
+        same(one, handle.future.result(WAIT))
+    first.future.result(WAIT)
+
+
 def test_the_same_on_the_default_model(default_model_dir: Path) -> None:
     bench = Bench(default_model_dir)
     try:

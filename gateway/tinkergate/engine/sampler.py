@@ -240,11 +240,12 @@ class Sampler:
                 for call, part in zip(calls, parts, strict=True)
                 if call.reading is not None and not call.reading.left
             ]
-            if done:
-                logits = self._logits(torch.cat([last for _, last in done]))
+            # Of short prompts more end in one pass than a tile has rows.
+            tiles = [done[start : start + TILE] for start in range(0, len(done), TILE)]
+            logits = [self._logits(torch.cat([last for _, last in tile])) for tile in tiles]
         for place, (call, _) in enumerate(done):
             with self._failing([call]):
-                self._finish_reading(call, logits[place])
+                self._finish_reading(call, logits[place // TILE][place % TILE])
 
     def _finish_reading(self, call: Call, logits: Tensor) -> None:
         """The prompt is read; the first token of every sequence is drawn from these logits."""
