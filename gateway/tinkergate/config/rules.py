@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from tinkergate.config.places import Found, quoted
 from tinkergate.config.settings import ENGINE_BACKEND, Config
+from tinkergate.config.tables import RemoteBackendTable
+from tinkergate.ingress.address import ListenError, parse_address
 
 Source = Callable[[str], str]
 """Where a setting comes from."""
@@ -55,6 +58,16 @@ def broken_between(config: Config, source: Source) -> Iterator[str]:
                 f"{source('backends')}: {name!r} is no name for a backend; must be letters, digits "
                 "and _-"
             )
+    for setting, listen in (
+        ("grpc.listen", config.grpc.listen),
+        ("http.listen", config.http.listen),
+    ):
+        if listen or setting == "grpc.listen":
+            try:
+                parse_address(listen)
+            except ListenError as error:
+                yield f"{source(setting)}: {error}"
+    yield from _loops_to_itself(config, source)
     owners: dict[str, str] = {}
     for public, table in config.models.items():
         where = f"{source('models')}.{quoted(public)}"
@@ -66,3 +79,15 @@ def broken_between(config: Config, source: Source) -> Iterator[str]:
                 yield f"{where}: {text!r} is no name: it is empty or has spaces around it"
             elif owners.setdefault(text, public) != public:
                 yield f"{where}: {text!r} is a name of {owners[text]!r} already"
+
+
+def _loops_to_itself(config: Config, source: Source) -> Iterator[str]:
+    """A client's variables, such as TINKER_BASE_URL, may lead to this very gateway."""
+    for name, table in config.backends.items():
+        if not isinstance(table, RemoteBackendTable) or not config.http.listen:
+            continue
+        url = urlsplit(table.base_url)
+        host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+        if f"{host}:{url.port}" == config.http.listen.replace("localhost", "127.0.0.1"):
+            where = table.sources.get("base_url", f"{source('backends')}.{name}.base_url")
+            yield f"{where}: {table.base_url!r} is this gateway's own address (http.listen)"

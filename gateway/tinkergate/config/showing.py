@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tinkergate.backends.tinker.settings import TinkerSettings
 from tinkergate.config.loading import Loaded
 from tinkergate.config.places import TABLES, all_settings, quoted
-from tinkergate.config.tables import RemoteBackendTable
+from tinkergate.config.tables import SERVICE_OPTIONS, BackendTable, LocalBackendTable
 
+DEFAULT = "default"
 MASK = "***"
 """What stands for a secret."""
 
@@ -25,40 +24,38 @@ def shown(loaded: Loaded) -> Iterator[str]:
             value: Any = loaded.config
             for part in name.split("."):
                 value = getattr(value, part)
-            source = loaded.found[name].source if name in loaded.found else "default"
+            source = loaded.found[name].source if name in loaded.found else DEFAULT
             yield f"{name} = {_text(_masked(name, value))}  # {source}"
     for name, table in loaded.config.backends.items():
-        given = table.model_dump(exclude_unset=True)
-        source = loaded.found["backends"].source if "backends" in loaded.found else ""
-        if name not in (loaded.found["backends"].value if source else {}):
-            assert isinstance(table, RemoteBackendTable)
-            source = f"{table.kind.upper()}_API_KEY"
-        where = f"backends.{quoted(name)}"
-        if isinstance(table, RemoteBackendTable):
-            service = table.service(name)
-            yield f"{where}.kind = {_text(table.kind)}  # {source}"
-            yield f"{where}.base_url = {_text(_without_password(service.url))}  # {source}"
-            yield f"{where}.api_key = {_text(MASK)}  # {_key_source(table)}"
-            for entry in fields(TinkerSettings):
-                if entry.name not in ("name", "dialect", "base_url", "api_key"):
-                    value = _without_password(getattr(service, entry.name))
-                    origin = source if entry.name in given else "default"
-                    yield f"{where}.{entry.name} = {_text(value)}  # {origin}"
+        tables = loaded.found.get("backends")
+        if tables is not None and name in tables.value:
+            place = tables.source
         else:
-            for key, value in table.model_dump().items():
-                origin = source if key in given else "default"
-                yield f"{where}.{key} = {_text(value)}  # {origin}"
+            place = f"{table.kind.upper()}_API_KEY"
+        for key, value, source in _backend(table, place):
+            yield f"backends.{quoted(name)}.{key} = {_text(value)}  # {source}"
     for name, model in loaded.config.models.items():
-        source = loaded.found["models"].source
         for key, value in model.model_dump().items():
-            origin = source if key in model.model_fields_set else "default"
-            yield f"models.{quoted(name)}.{key} = {_text(value)}  # {origin}"
+            given = key in model.model_fields_set
+            source = loaded.found["models"].source if given else DEFAULT
+            yield f"models.{quoted(name)}.{key} = {_text(value)}  # {source}"
 
 
-def _key_source(table: RemoteBackendTable) -> str:
-    if table.api_key_file is not None:
-        return str(table.api_key_file)
-    return table.api_key_env or f"{table.kind.upper()}_API_KEY"
+def _backend(table: BackendTable, place: str) -> Iterator[tuple[str, Any, str]]:
+    """The settings of one backend, each with its value and where that comes from."""
+    given = table.model_dump(exclude_unset=True)
+    if isinstance(table, LocalBackendTable):
+        for key, value in table.model_dump().items():
+            yield key, value, place if key in given else DEFAULT
+        return
+    service = table.service("backend")
+    yield "kind", table.kind, place
+    in_table = place if table.base_url else DEFAULT
+    yield "base_url", _without_password(service.url), table.sources.get("base_url", in_table)
+    yield "api_key", MASK, table.sources["api_key"]
+    for key in SERVICE_OPTIONS:
+        value = _without_password(getattr(service, key))
+        yield key, value, place if key in given else DEFAULT
 
 
 def _masked(name: str, value: Any) -> Any:

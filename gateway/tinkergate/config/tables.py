@@ -60,6 +60,7 @@ class RemoteBackendTable(BaseModel):
     """A file that holds the API key and nothing else, in place of a variable."""
 
     _api_key: SecretStr = PrivateAttr(default=SecretStr(""))
+    _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _options(self) -> Self:
@@ -90,11 +91,18 @@ class RemoteBackendTable(BaseModel):
         """Whether an API key was found where the table says."""
         return bool(self._api_key.get_secret_value())
 
-    def completed(self, name: str, base_url: str, api_key: str) -> RemoteBackendTable:
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where `base_url` and `api_key` come from, if not from the table itself."""
+        return self._sources
+
+    def completed(
+        self, name: str, base_url: str, api_key: str, sources: Mapping[str, str]
+    ) -> RemoteBackendTable:
         """The table with what the environment and files say. Raises ValueError for a `base_url`
         that is none."""
         table = self.model_copy(update={"base_url": base_url})
-        table._api_key = SecretStr(api_key)
+        table._api_key, table._sources = SecretStr(api_key), sources
         table.service(name)
         return table
 

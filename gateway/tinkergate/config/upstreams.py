@@ -54,8 +54,11 @@ def _complete(
     where = f"{source}: backends.{name}"
     if table.api_key_env and table.api_key_file is not None:
         problems.append(f"{where}: api_key_env and api_key_file are both given; give one")
-    key = ""
+    key_variable = table.api_key_env or f"{table.kind.upper()}_API_KEY"
+    sources = {"api_key": key_variable}
+    key = environment.get(key_variable, "")
     if table.api_key_file is not None:
+        sources["api_key"] = str(table.api_key_file)
         try:
             key = table.api_key_file.expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -64,19 +67,18 @@ def _complete(
             return table
         if not key:
             problems.append(f"{where}.api_key_file: {str(table.api_key_file)!r} is empty")
-    else:
-        variable = table.api_key_env or f"{table.kind.upper()}_API_KEY"
-        key = environment.get(variable, "")
-        if not key:
-            problems.append(
-                f"{where}: has no API key: set {variable}, or name another variable by "
-                "api_key_env, or a file by api_key_file"
-            )
+    elif not key:
+        problems.append(
+            f"{where}: has no API key: set {key_variable}, or name another variable by "
+            "api_key_env, or a file by api_key_file"
+        )
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         problems.append(f"{where}: its API key is no printable ASCII without spaces")
-    url = table.base_url or environment.get(f"{table.kind.upper()}_BASE_URL", "")
+    url, url_variable = table.base_url, f"{table.kind.upper()}_BASE_URL"
+    if not url and (url := environment.get(url_variable, "")):
+        sources["base_url"] = url_variable
     try:
-        return table.completed(name, url, key)
+        return table.completed(name, url, key, sources)
     except ValueError as error:
-        problems.append(f"{where if table.base_url else f'{table.kind.upper()}_BASE_URL'}: {error}")
+        problems.append(f"{sources.get('base_url', where)}: {error}")
         return table
