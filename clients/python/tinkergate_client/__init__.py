@@ -1,11 +1,28 @@
 """The Python client of the Tinkergate gateway."""
 
-from tinkergate.v1 import Chunk, Datum, ModelInput, OptimizerConfig, OptimizerParams
+from tinkergate.v1 import (
+    Chunk,
+    Datum,
+    ModelInput,
+    OptimizerConfig,
+    OptimizerParams,
+    ReverseKlDatum,
+    RolloutCorrection,
+)
+from tinkergate_client._actions import ActionSession, observation
 from tinkergate_client._checkpoints import Checkpoint, Checkpoints
 from tinkergate_client._client import Client, connect
 from tinkergate_client._connection import DEFAULT_ADDRESS, Tls
 from tinkergate_client._conversations import conversation, message_dict
-from tinkergate_client._datums import Tokens, datum, image, model_input, supervised_datum, text
+from tinkergate_client._datums import (
+    Tokens,
+    datum,
+    image,
+    model_input,
+    reverse_kl_datum,
+    supervised_datum,
+    text,
+)
 from tinkergate_client._errors import (
     AccessDenied,
     Conflict,
@@ -37,6 +54,7 @@ from tinkergate_client._training import TrainingModel
 __all__ = [
     "DEFAULT_ADDRESS",
     "AccessDenied",
+    "ActionSession",
     "CallFuture",
     "Checkpoint",
     "Checkpoints",
@@ -58,6 +76,8 @@ __all__ = [
     "OptimizerParams",
     "Overloaded",
     "Renderer",
+    "ReverseKlDatum",
+    "RolloutCorrection",
     "SampleOptions",
     "SampleResult",
     "SampledSequence",
@@ -78,6 +98,8 @@ __all__ = [
     "image",
     "message_dict",
     "model_input",
+    "observation",
+    "reverse_kl_datum",
     "supervised_datum",
     "text",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tinkergate import v1
 from tinkergate_client._connection import Connection
 from tinkergate_client._errors import error_from_call
+from tinkergate_client._futures import OperationFuture
 from tinkergate_client._listing import pages
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -99,6 +102,45 @@ class Checkpoints:
         except grpc.RpcError as failure:
             raise error_from_call(failure) from None
         return _read(answer.checkpoint)
+
+    def interpolate(
+        self,
+        sources: Mapping[str, float] | Sequence[tuple[str, float]],
+        *,
+        name: str = "",
+        for_training: bool = False,
+    ) -> Checkpoint:
+        """Make a checkpoint whose change to the base model is the weighted sum of that of others,
+        and wait until it is there.
+
+        Args:
+            sources: The paths, all on one base model and backend, each with its coefficient.
+            name: The new checkpoint's name; empty lets the gateway choose.
+            for_training: Whether it is a training checkpoint, without optimizer state, or one for
+                samplers.
+
+        Backends that offer it say `checkpoint_interpolation` in their capabilities.
+        """
+        pairs = list(sources.items() if isinstance(sources, Mapping) else sources)
+        kind = v1.CheckpointType.CHECKPOINT_TYPE_SAMPLER
+        if for_training:
+            kind = v1.CheckpointType.CHECKPOINT_TYPE_TRAINING
+        request = v1.InterpolateCheckpointsRequest(
+            source_paths=[path for path, _ in pairs],
+            coefficients=[coefficient for _, coefficient in pairs],
+            output_name=name,
+            output_type=kind,
+            request_id=str(uuid.uuid4()),
+        )
+        operation = self._connection.call(self._connection.mint.InterpolateCheckpoints, request)
+        accepted: Future[Sequence[v1.Operation]] = Future()
+        accepted.set_result([operation])
+        made = OperationFuture(
+            self._connection,
+            accepted,
+            lambda operations: operations[0].interpolate_checkpoints.path,
+        )
+        return self.get(made.result())
 
 
 def _pieces(header: v1.ImportHeader, files: list[Path]) -> Iterator[v1.ImportCheckpointRequest]:

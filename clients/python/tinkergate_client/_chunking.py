@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import grpc
 
-from tinkergate.v1 import Datum, Limits
+from tinkergate.v1 import Datum, Limits, ReverseKlDatum, VlaDatum
 from tinkergate_client._errors import InvalidRequest, Violation
 
 _MESSAGE_MARGIN = 64 * 1024  # the request's other fields
 
 
-def split(data: Sequence[Datum], limits: Limits, *, together: int = 1) -> list[Sequence[Datum]]:
+Example = TypeVar("Example", Datum, ReverseKlDatum, VlaDatum)
+
+
+def split(data: Sequence[Example], limits: Limits, *, together: int = 1) -> list[Sequence[Example]]:
     """`data` in order, as few chunks as the greedy rule gives: a chunk is closed when the next
     datum would take it past `chunk_datums` datums or `chunk_bytes`. A datum that is larger than
     that goes alone. Every `together` datums in a row are taken for one: 2 keeps pairs in one chunk.
     Raises InvalidRequest for what no message can carry."""
     largest = limits.max_message_bytes - _MESSAGE_MARGIN
-    chunks: list[Sequence[Datum]] = []
+    chunks: list[Sequence[Example]] = []
     start = size = 0
     for index in range(0, len(data), together):
         end = min(index + together, len(data))

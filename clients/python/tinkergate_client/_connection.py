@@ -17,6 +17,7 @@ from tinkergate.v1 import (
     CheckpointServiceStub,
     GetCapabilitiesRequest,
     GetCapabilitiesResponse,
+    MintServiceStub,
     ModelServiceStub,
     OperationServiceStub,
     RenderServiceStub,
@@ -114,6 +115,7 @@ class Connection:
         self.sampling = SamplingServiceStub(self._channel)
         self.scoring = ScoringServiceStub(self._channel)
         self.rendering = RenderServiceStub(self._channel)
+        self.mint = MintServiceStub(self._channel)
         self.checkpoints = CheckpointServiceStub(self._channel)
         self._capabilities = CapabilitiesServiceStub(self._channel)
         try:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tinkergate.tensors import tensor_from_array, token_bytes
-from tinkergate.v1 import Chunk, Datum, EncodedTextChunk, ImageChunk, ModelInput
+from tinkergate.v1 import Chunk, Datum, EncodedTextChunk, ImageChunk, ModelInput, ReverseKlDatum
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 _MAX_TOKEN = 2**31 - 1
@@ -77,6 +77,30 @@ def supervised_datum(tokens: Tokens, loss_mask: ArrayLike) -> Datum:
     if mask.shape != ids.shape:
         raise ValueError(f"loss_mask has shape {mask.shape}; must be that of tokens, {ids.shape}")
     return datum(ids[:-1], ids[1:], mask[1:])
+
+
+def reverse_kl_datum(
+    tokens: Tokens, loss_mask: ArrayLike, reference_tokens: Tokens
+) -> ReverseKlDatum:
+    """One text on which a model and a reference are compared, for `forward_backward_reverse_kl`.
+
+    Args:
+        tokens: The whole text as the model reads it, N + 1 token ids, N >= 1.
+        loss_mask: A number a token: how much the divergence of its prediction counts, 0 for not at
+            all. That of the first token has no effect, since nothing comes before it.
+        reference_tokens: The text as the reference reads it: any prompt, and then the same tokens
+            from the one before the first that counts on.
+
+    Raises ValueError for arrays that do not fit together.
+    """
+    own = supervised_datum(tokens, loss_mask)
+    reference = token_array(reference_tokens)
+    return ReverseKlDatum(
+        student_input=ModelInput(chunks=own.model_input),
+        reference_input=model_input(reference[:-1]),
+        target_tokens=own.loss_fn_inputs["target_tokens"],
+        weights=own.loss_fn_inputs["weights"],
+    )
 
 
 def token_array(tokens: Tokens) -> NDArray[np.integer[Any]]:

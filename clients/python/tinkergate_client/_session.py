@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from tinkergate import v1
+from tinkergate_client._actions import ActionSession
 from tinkergate_client._connection import Connection
 from tinkergate_client._errors import FailedPrecondition, NotFound, TinkergateError
 from tinkergate_client._futures import OperationFuture
@@ -55,6 +56,7 @@ class Session:
         optimizer: v1.OptimizerConfig | None = None,
         backend: str = "",
         user_metadata: Mapping[str, str] | None = None,
+        rollout_correction: v1.RolloutCorrection | None = None,
     ) -> TrainingModel:
         """Make a LoRA adapter on a base model, and wait until it is ready.
 
@@ -67,6 +69,8 @@ class Session:
             optimizer: What the model is made for; AdamW if None.
             backend: The backend that is to train it; empty leaves the choice to the gateway.
             user_metadata: Your own notes.
+            rollout_correction: What the importance_sampling loss does with sequences that trainer
+                and sampler disagree on; nothing if None.
 
         Raises TinkergateError.
         """
@@ -83,6 +87,7 @@ class Session:
             optimizer_config=optimizer,
             backend=backend,
             user_metadata=dict(user_metadata or {}),
+            rollout_correction=rollout_correction,
         )
         return self._create(request)
 
@@ -93,6 +98,7 @@ class Session:
         with_optimizer: bool = False,
         backend: str = "",
         user_metadata: Mapping[str, str] | None = None,
+        rollout_correction: v1.RolloutCorrection | None = None,
     ) -> TrainingModel:
         """Make a model that goes on from a checkpoint, and wait until it is ready. The optimizer
         goes on too, or starts anew. Raises TinkergateError."""
@@ -100,6 +106,7 @@ class Session:
             checkpoint=v1.CheckpointSource(path=path, with_optimizer=with_optimizer),
             backend=backend,
             user_metadata=dict(user_metadata or {}),
+            rollout_correction=rollout_correction,
         )
         return self._create(request)
 
@@ -125,6 +132,21 @@ class Session:
             request.base_model = base_model or self._connection.default_model()
         sampler = self._connection.call(self._connection.sampling.CreateSampler, request).sampler
         return Sampler(self._connection, Source(sampler_id=sampler.sampler_id))
+
+    def create_action_session(
+        self, base_model: str = "", *, model_path: str = "", owner_id: str = "", backend: str = ""
+    ) -> ActionSession:
+        """Have a vision-language-action model act: a checkpoint of one, or a base model. Backends
+        that offer it say `vla` in their capabilities. Raises TinkergateError."""
+        request = v1.CreateActionSessionRequest(
+            session_id=self.session_id,
+            base_model=base_model,
+            model_path=model_path,
+            owner_id=owner_id,
+            backend=backend,
+        )
+        made = self._connection.call(self._connection.mint.CreateActionSession, request)
+        return ActionSession(self._connection, made.action_session_id)
 
     def finish(self, reason: str = "success", detail: str = "") -> None:
         """End the session and unload its models. `reason` is "success", which first waits until

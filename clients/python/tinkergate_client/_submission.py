@@ -20,6 +20,7 @@ import grpc
 from tinkergate.v1 import (
     CancelOperationRequest,
     ForwardBackwardRequest,
+    ForwardBackwardReverseKlRequest,
     ForwardRequest,
     GetModelRequest,
     LoadStateRequest,
@@ -28,6 +29,7 @@ from tinkergate.v1 import (
     SaveStateRequest,
     SaveWeightsForSamplerRequest,
     UnloadModelRequest,
+    VlaTrainStepRequest,
 )
 from tinkergate_client._calls import client_closed
 from tinkergate_client._connection import Connection
@@ -48,6 +50,8 @@ ModelRequest = (
     | SaveStateRequest
     | LoadStateRequest
     | SaveWeightsForSamplerRequest
+    | ForwardBackwardReverseKlRequest
+    | VlaTrainStepRequest
     | UnloadModelRequest
 )
 Request = TypeVar("Request", bound=ModelRequest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -13,6 +13,7 @@ from tinkergate.v1 import (
     ConfigValue,
     Datum,
     ForwardBackwardRequest,
+    ForwardBackwardReverseKlRequest,
     ForwardRequest,
     GetModelRequest,
     LoadStateRequest,
@@ -20,9 +21,12 @@ from tinkergate.v1 import (
     Operation,
     OptimizerParams,
     OptimStepRequest,
+    ReverseKlDatum,
     SaveStateRequest,
     SaveWeightsForSamplerRequest,
     UnloadModelRequest,
+    VlaDatum,
+    VlaTrainStepRequest,
 )
 from tinkergate_client._chunking import split
 from tinkergate_client._connection import Connection
@@ -118,6 +122,54 @@ class TrainingModel:
             for chunk in self._chunks(data, loss_fn)
         ]
         return self._submit(self._stub.ForwardBackward, requests, read_forward_backward)
+
+    def forward_backward_reverse_kl(
+        self,
+        data: Sequence[ReverseKlDatum],
+        reference: str,
+        *,
+        temperature: float | None = None,
+    ) -> OperationFuture[ForwardBackwardResult]:
+        """Add the gradient of the reverse KL divergence from this model to a reference, over the
+        whole vocabulary. Backends that offer it say `reverse_kl` in their capabilities.
+
+        Args:
+            data: The texts (`reverse_kl_datum`). A large batch goes in chunks, as in
+                `forward_backward`.
+            reference: The path of a checkpoint on the same base model, or the base model's name.
+            temperature: The logits of both are divided by it; 1 if None.
+
+        The result's outputs have a field "loss", float32 [1], for each datum.
+        """
+        requests = [
+            ForwardBackwardReverseKlRequest(
+                model_id=self.model_id,
+                reference_model_path=reference,
+                data=chunk,
+                temperature=temperature,
+            )
+            for chunk in split(data, self._connection.limits)
+        ]
+        rpc = self._connection.mint.ForwardBackwardReverseKl
+        return self._submit(rpc, requests, read_forward_backward)
+
+    def vla_train_step(
+        self,
+        data: Sequence[VlaDatum],
+        loss_fn: str = "flow_matching",
+        options: Mapping[str, Any] | None = None,
+    ) -> OperationFuture[OptimStepResult]:
+        """Take one training step of a vision-language-action model, gradient and optimizer in one.
+        `options` are further fields of the provider's. Backends that offer it say `vla` in their
+        capabilities."""
+        request = VlaTrainStepRequest(model_id=self.model_id, loss_fn=loss_fn, data=data)
+        if options:
+            request.options.update(options)
+        return self._submit(
+            self._connection.mint.VlaTrainStep,
+            [request],
+            lambda operations: OptimStepResult(dict(operations[0].vla_train_step.metrics)),
+        )
 
     def _chunks(self, data: Sequence[Datum], loss_fn: str) -> list[Sequence[Datum]]:
         together = 2 if loss_fn in self._connection.paired_losses else 1

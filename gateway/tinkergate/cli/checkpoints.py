@@ -80,6 +80,37 @@ def import_(
         _show(checkpoint, as_json=as_json)
 
 
+@app.command()
+@talks_to_gateway
+def interpolate(
+    gateway: GatewayAddress,
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH=COEFFICIENT...", help="What to add up, and how much of each."),
+    ],
+    name: Annotated[str, typer.Option(help="The new checkpoint's name.")] = "",
+    for_training: Annotated[
+        bool, typer.Option("--training", help="Make a training checkpoint, not one for samplers.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a checkpoint of the weighted sum of others."""
+    pairs = [_source(text) for text in sources]
+    with gateway.client() as client:
+        checkpoint = client.checkpoints.interpolate(pairs, name=name, for_training=for_training)
+        _show(checkpoint, as_json=as_json)
+
+
+def _source(text: str) -> tuple[str, float]:
+    """A path and its coefficient."""
+    path, _, coefficient = text.rpartition("=")
+    try:
+        return path, float(coefficient)
+    except ValueError as error:
+        told = f"{text!r} is no source; must be PATH=COEFFICIENT, such as tinker://...=0.5"
+        raise CommandFailed(told, USAGE) from error
+
+
 def _json(checkpoint: Checkpoint) -> str:
     return json.dumps(asdict(checkpoint), default=lambda value: value.isoformat())
 
