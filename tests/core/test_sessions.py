@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tinkergate.core.sessions import place_of
 from tinkergate.errors import GatewayError
 from tinkergate.v1 import (
     CreateSamplerRequest,
@@ -18,6 +19,7 @@ from tinkergate.v1 import (
     ListSessionsRequest,
     ModelState,
     SessionState,
+    SetSessionProjectRequest,
 )
 
 
@@ -180,3 +182,43 @@ async def test_what_is_too_large_is_refused(
     with pytest.raises(GatewayError) as caught:
         await house.gateway.sessions.create(request_)
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+async def test_a_session_is_moved_into_a_project_and_stays_there(
+    house: Any, open_house: Any
+) -> None:
+    session = await house.session()
+    request = SetSessionProjectRequest(session_id=session, project_id="p")
+    moved = (await house.gateway.sessions.set_project(request)).session
+    assert moved.project_id == "p"
+    await house.gateway.close(5)
+    again = await open_house(backend=house.backend)
+    got = await again.gateway.sessions.get(GetSessionRequest(session_id=session))
+    assert got.session.project_id == "p"
+    await again.gateway.sessions.set_project(SetSessionProjectRequest(session_id=session))
+    got = await again.gateway.sessions.get(GetSessionRequest(session_id=session))
+    assert got.session.project_id == ""
+    for bad, reason in (
+        ({"session_id": "s-no"}, ErrorReason.ERROR_REASON_SESSION_NOT_FOUND),
+        ({"session_id": session, "project_id": "x" * 257}, ErrorReason.ERROR_REASON_INVALID_FIELD),
+    ):
+        with pytest.raises(GatewayError) as caught:
+            await again.gateway.sessions.set_project(SetSessionProjectRequest(**bad))
+        assert caught.value.reason == reason
+
+
+async def test_windows_and_searches_of_sessions(house: Any) -> None:
+    opened = []
+    for _ in range(4):
+        house.clock.seconds += 1
+        opened.append(await house.session())
+    sessions = house.gateway.sessions
+    found = sessions.window(1, 2)
+    assert [session.session_id for session in found.items] == opened[2:0:-1]
+    assert found.total == 4
+    first, more = sessions.search(lambda session: session.session_id != opened[2], None, 2)
+    assert [session.session_id for session in first] == [opened[3], opened[1]]
+    assert more
+    rest, more = sessions.search(lambda _: True, place_of(first[-1]), 2)
+    assert [session.session_id for session in rest] == opened[:1]
+    assert not more
