@@ -49,7 +49,9 @@ def test_it_holds_for_the_default_models_template(
     default_tokenizer: ChatTokenizer, turns: list[tuple[str, str]]
 ) -> None:
     conversation = chat(*(text for turn in turns for text in turn))
-    assert learned(default_tokenizer, conversation) == [answer + END for _, answer in turns]
+    # Its tokenizer has no tokens for some control characters, and leaves them out.
+    kept = [default_tokenizer.decode(default_tokenizer.encode(answer)) for _, answer in turns]
+    assert learned(default_tokenizer, conversation) == [answer + END for answer in kept]
     tokens, _ = rendered(default_tokenizer, conversation)
     prompt = asked(default_tokenizer, chat(turns[0][0]))
     np.testing.assert_array_equal(tokens[: prompt.size], prompt)
