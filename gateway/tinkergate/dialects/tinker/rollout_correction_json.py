@@ -3,7 +3,9 @@ rollout correction, which MinT takes, and those of the contract."""
 
 from __future__ import annotations
 
-from tinkergate.dialects.tinker.json_fields import Fields
+from collections.abc import Mapping
+
+from tinkergate.dialects.tinker.json_fields import Fields, shown
 from tinkergate.errors import invalid_field
 from tinkergate.v1 import RolloutCorrection
 
@@ -16,12 +18,21 @@ _KNOWN = frozenset(
     {*_UPPER, *_LOWER, "rollout_rs", "rollout_is", "rollout_is_threshold", "weight_cap"}
 )
 
+_AS_IT_IS: Mapping[str, object] = {"bypass_mode": True, "loss_type": "reinforce"}
+"""Settings of verl's that MinT's public script sends, with the value that says what the loss does
+anyway: the trainer is compared with the sampler itself, and ratios are not clipped."""
+
 
 def rollout_correction_from_json(fields: Fields) -> RolloutCorrection:
     """A RolloutCorrection. The threshold is a number, or "low_high" for both bounds. What is not
     on whole sequences, and settings that are not known, would change what is computed: they are
     refused with GatewayError (INVALID)."""
+    for name, value in _AS_IT_IS.items():
+        if name in fields and fields.raw(name) != value:
+            raise fields.wrong(name, f"must be {shown(value)}, or absent")
     for name, value in fields.value.items():
+        if name in _AS_IT_IS:
+            continue
         if name not in _KNOWN and value is not None and value is not False:
             raise fields.wrong(name, f"must be absent; known are {', '.join(sorted(_KNOWN))}")
     if (fields.optional_text("rollout_rs") or "sequence") not in _SEQUENCE_BOUNDS:
