@@ -76,6 +76,9 @@ class _Service:
                 "fwdbwd_max_chunk_len": limits.chunk_datums,
                 "fwdbwd_max_chunk_bytes_count": limits.chunk_bytes,
                 "use_pyqwest_transport": version >= _FOLLOWS_BELOW,
+                # One poll for all samples of a client, instead of one for each.
+                "sample_use_retrieve_futures": not mint,
+                "sample_join_sampling_session": not mint,
                 "custom_loss_server_side": False,
             }
         )
