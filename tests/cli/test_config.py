@@ -61,6 +61,27 @@ def test_all_that_is_wrong_is_told_a_line_each(tinkergate: Any, gateway_file: Pa
     ]
 
 
+def test_what_this_machine_does_not_have_is_told(tinkergate: Any, gateway_file: Path) -> None:
+    gateway_file.write_text(
+        """
+        [http]
+        listen = "0.0.0.0:8000"
+        [models.public]
+        name = "/nowhere/model"
+        [models.fine]
+        name = "labs/model"
+        """
+    )
+    checked = tinkergate("config", "check", "--config", gateway_file, address="")
+    assert checked.code == 2
+    exposed, folder = checked.err.splitlines()
+    assert "0.0.0.0:8000 can be reached from other machines" in exposed
+    assert folder == (
+        f"tinkergate: {gateway_file}: models.public: '/nowhere/model' is no folder of a model: it "
+        "has no config.json"
+    )
+
+
 def test_a_service_that_is_this_gateway_is_told(
     tinkergate: Any, gateway_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

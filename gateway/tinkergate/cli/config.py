@@ -28,10 +28,14 @@ FileOption = Annotated[
 def check(config: FileOption = None) -> None:
     """Read the file and the environment as `tinkergate serve` would, and tell all that is wrong.
 
-    Each error is a line: where the setting stands, its name, its value, and the rule. Exits with 2
-    if there is one. Services are not called.
+    Each error is a line: where the setting stands, its name, its value, and the rule. Certificates
+    and folders of models are looked for on this machine; services are not called. Exits with 2 if
+    something is wrong.
     """
+    from tinkergate.config import broken_here
+
     loaded = _read(config)
+    _refuse(tuple(broken_here(loaded.config, loaded.source)))
     backends = ", ".join(loaded.config.all_backends()) or "none"
     models = len(loaded.config.models)
     typer.echo(f"ok: backends: {backends}; models named: {models}")
@@ -52,7 +56,14 @@ def _read(file: Path | None) -> Loaded:
     try:
         return read_config({}, file=file)
     except ConfigError as error:
-        *others, last = error.problems
+        _refuse(error.problems)
+        raise
+
+
+def _refuse(problems: tuple[str, ...]) -> None:
+    """End the command with a line for each problem, if there is one."""
+    if problems:
+        *others, last = problems
         for problem in others:
             typer.echo(f"tinkergate: {problem}", err=True)
-        raise CommandFailed(last, USAGE) from error
+        raise CommandFailed(last, USAGE)

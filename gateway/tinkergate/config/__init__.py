@@ -2,6 +2,7 @@
 
 from tinkergate.config.loading import Loaded, load_config, read_config
 from tinkergate.config.places import SHORT_NAMES, ConfigError, environment_name
+from tinkergate.config.rules import broken_here
 from tinkergate.config.settings import Config, EngineSettings, LogSettings, Profile
 from tinkergate.config.tables import (
     BackendTable,
@@ -22,6 +23,7 @@ __all__ = [
     "ModelTable",
     "Profile",
     "RemoteBackendTable",
+    "broken_here",
     "environment_name",
     "load_config",
     "read_config",

@@ -52,6 +52,10 @@ class Loaded:
     found: Mapping[str, Found]
     """The settings that are no defaults."""
 
+    def source(self, setting: str) -> str:
+        """Where a setting comes from, in words that lead there."""
+        return _source(setting, self.found)
+
 
 def load_config(
     flags: Mapping[str, Any],
@@ -86,20 +90,20 @@ def read_config(
                 value = {**found[name].value, **value}
             found[name] = Found(value, flag_name(name))
 
-    def source(setting: str) -> str:
-        """Where a setting comes from. The names of union members follow the setting's own."""
-        while setting and setting not in found:
-            setting = setting.rpartition(".")[0]
-        return found[setting].source if setting else "configuration"
-
     config = _built(found, problems)
     if config is not None:
         problems += broken_values(found, config)
         config = completed(config, environment, str(file or "environment"), problems)
-        problems += broken_between(config, source)
+        problems += broken_between(config, lambda setting: _source(setting, found))
     if problems or config is None:
         raise ConfigError(*problems)
     return Loaded(config, found)
+
+
+def _source(setting: str, found: Mapping[str, Found]) -> str:
+    while setting and setting not in found:
+        setting = setting.rpartition(".")[0]
+    return found[setting].source if setting else "configuration"
 
 
 def _built(found: Mapping[str, Found], problems: list[str]) -> Config | None:

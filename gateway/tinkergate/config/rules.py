@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tinkergate.config.places import Found, quoted
 from tinkergate.config.settings import ENGINE_BACKEND, Config
-from tinkergate.config.tables import RemoteBackendTable
-from tinkergate.ingress.address import ListenError, parse_address
+from tinkergate.config.tables import LocalBackendTable, RemoteBackendTable
+from tinkergate.ingress.address import ListenError, check_exposure, parse_address
+from tinkergate.ingress.tls import read_tls
 
 Source = Callable[[str], str]
 """Where a setting comes from."""
@@ -79,6 +81,38 @@ def broken_between(config: Config, source: Source) -> Iterator[str]:
                 yield f"{where}: {text!r} is no name: it is empty or has spaces around it"
             elif owners.setdefault(text, public) != public:
                 yield f"{where}: {text!r} is a name of {owners[text]!r} already"
+
+
+def broken_here(config: Config, source: Source) -> Iterator[str]:
+    """What this machine does not have of what the configuration names: certificates, folders. A
+    gateway finds that out when it starts, or when the backend is first used."""
+    try:
+        guarded = read_tls(config.tls) is not None and (
+            bool(config.api_keys) or config.tls.client_ca is not None
+        )
+        for door in (config.grpc, config.http):
+            if door.listen:
+                address = parse_address(door.listen)
+                check_exposure(address, guarded=guarded, insecure_allowed=door.allow_insecure_bind)
+    except ListenError as error:
+        yield str(error)
+    tables = config.all_backends()
+    folders = [
+        (f"{source('models')}.{quoted(public)}", table.name)
+        for public, table in config.models.items()
+        if tables[table.backend or config.first_backend()].kind == "local"
+    ]
+    folders += [(source("engine.models"), name) for name in config.engine.models]
+    folders += [
+        (f"{source('backends')}.{name}.models", model)
+        for name, table in config.backends.items()
+        if isinstance(table, LocalBackendTable)
+        for model in table.models
+    ]
+    for where, name in folders:
+        is_folder = name.startswith(("/", ".", "~"))
+        if is_folder and not (Path(name).expanduser() / "config.json").is_file():
+            yield f"{where}: {name!r} is no folder of a model: it has no config.json"
 
 
 def _loops_to_itself(config: Config, source: Source) -> Iterator[str]:
