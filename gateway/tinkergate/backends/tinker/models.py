@@ -287,7 +287,12 @@ class UpstreamModels:
             model.rollout_correction,
             model.user_metadata,
         )
-        await self._create_from(fresh, source)
+        try:
+            await self._create_from(fresh, source)
+        except BaseException:
+            if fresh.upstream_id:
+                self._errands.run(self._unload(fresh.upstream_id), f"freeing {fresh.upstream_id}")
+            raise
         model.upstream_id = fresh.upstream_id
         model.next_seq = fresh.next_seq
         model.optimizer_steps = fresh.optimizer_steps

@@ -1,0 +1,245 @@
+"""The files of checkpoints at the service (wire section 15.3).
+
+External weights are read from the signed URLs of their files. Any other checkpoint comes as an
+archive, which is fetched and unpacked when its files are first asked for, and kept for a while.
+Signed URLs are asked for without the key: they are somebody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urljoin
+
+from tinkergate.backends.tinker.archives import UnpackedFile, unpack
+from tinkergate.backends.tinker.errors import failure, retry_after, status_error, unreachable
+from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoints, RestPath, rest_path
+from tinkergate.backends.tinker.service import Call, Service
+from tinkergate.dialects.tinker.json_fields import Fields
+from tinkergate.dialects.tinker.json_text import read_json
+from tinkergate.errors import ErrorReason, GatewayError, Kind
+from tinkergate.http import Answer, AnswerLost, HttpClient, NotSent
+from tinkergate.v1 import CheckpointFile
+
+BUILDING_PAUSE = 5.0
+"""How long to wait before asking again for an archive that is still being built, in seconds."""
+BUILDING_TIME = 900.0
+"""How long is asked for it."""
+READ_TRIES = 5
+"""How often in a row a download that broke off is taken up again without getting any further."""
+_PIECE = 1 << 20
+_EXTERNAL = "external_weights/"
+_REDIRECTS = frozenset({302, 303, 307})
+_BUILDING = frozenset({409, 503})
+
+
+@dataclass
+class _Archive:
+    """A checkpoint that was fetched."""
+
+    folder: tempfile.TemporaryDirectory[str]
+    files: Mapping[str, UnpackedFile]
+
+
+class UpstreamFiles:
+    """Reads the files of checkpoints."""
+
+    def __init__(self, service: Service, client: HttpClient, checkpoints: KnownCheckpoints) -> None:
+        self._service = service
+        self._client = client
+        self._checkpoints = checkpoints
+        self._archives: OrderedDict[str, _Archive] = OrderedDict()
+        self._lock = asyncio.Lock()
+
+    async def files(self, path: str) -> list[CheckpointFile]:
+        """The files of a checkpoint, by name."""
+        rest = self._rest_path(path)
+        if rest.checkpoint_id.startswith(_EXTERNAL):
+            urls = await self._urls(rest, path)
+            listed = [
+                CheckpointFile(name=name, size_bytes=await self._size(url, path))
+                for name, url in urls.items()
+            ]
+        else:
+            archive = await self._archive(rest, path)
+            listed = [
+                CheckpointFile(name=name, size_bytes=file.size, sha256=file.sha256)
+                for name, file in archive.files.items()
+            ]
+        return sorted(listed, key=lambda file: file.name)
+
+    async def read(self, path: str, name: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """The bytes of one file from `offset` on."""
+        rest = self._rest_path(path)
+        if rest.checkpoint_id.startswith(_EXTERNAL):
+            urls = await self._urls(rest, path)
+            if name not in urls:
+                raise self._no_file(path, name)
+            async with aclosing(self._download(urls[name], path, offset)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        archive = await self._archive(rest, path)
+        if name not in archive.files:
+            raise self._no_file(path, name)
+        with archive.files[name].path.open("rb") as file:
+            file.seek(offset)
+            while piece := await asyncio.to_thread(file.read, _PIECE):
+                yield piece
+
+    def forget(self, path: str) -> None:
+        """A checkpoint is gone, or another one has its path."""
+        archive = self._archives.pop(path, None)
+        if archive is not None:
+            archive.folder.cleanup()
+
+    def close(self) -> None:
+        """Remove what was fetched."""
+        while self._archives:
+            self._archives.popitem()[1].folder.cleanup()
+
+    def _rest_path(self, path: str) -> RestPath:
+        known = self._checkpoints.find(path).upstream_path
+        if (rest := rest_path(known)) is None:
+            raise self._service.broken(f"reading {path}", f"has no route for {known!r}")
+        return rest
+
+    def _no_file(self, path: str, name: str) -> GatewayError:
+        return failure(
+            self._service.name,
+            f"reading {path}",
+            f"has no file {name!r}",
+            kind=Kind.NOT_FOUND,
+            reason=ErrorReason.ERROR_REASON_CHECKPOINT_NOT_FOUND,
+        )
+
+    async def _urls(self, rest: RestPath, path: str) -> dict[str, str]:
+        call = Call(
+            f"external_weights_urls of {path}", f"{rest.route}/external_weights_urls", method="GET"
+        )
+
+        def read(answer: Answer) -> dict[str, str]:
+            urls = Fields(read_json(answer.body)).fields("urls")
+            return {name: self._absolute(urls.text(name)) for name in urls.value}
+
+        return await self._service.call(call, read)
+
+    def _absolute(self, url: str) -> str:
+        return urljoin(f"{self._service.settings.url}/", url)
+
+    async def _size(self, url: str, path: str) -> int:
+        """The size of what a URL holds. A signed URL may be good for GET only."""
+        operation = f"asking for the size of a file of {path}"
+        try:
+            async with self._client.stream("GET", url, headers={"range": "bytes=0-0"}) as answer:
+                if answer.status == 206:
+                    return int(answer.headers["content-range"].rpartition("/")[2])
+                if answer.status == 200:
+                    return int(answer.headers["content-length"])
+                if answer.status == 416:  # there is not even a first byte
+                    return 0
+                raise unreachable(self._service.name, operation, f"was answered {answer.status}")
+        except (NotSent, AnswerLost, KeyError, ValueError) as error:
+            raise unreachable(self._service.name, operation, f"failed: {error}") from None
+
+    async def _download(self, url: str, path: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """What a URL holds from `offset` on. A download that breaks off is taken up again."""
+        operation = f"downloading a file of {path}"
+        pauses = self._service.pauses()
+        tries = 0
+        while True:
+            headers = {"range": f"bytes={offset}-"} if offset else {}
+            try:
+                async with self._client.stream("GET", url, headers=headers) as answer:
+                    if answer.status == 416:
+                        return
+                    if answer.status not in (200, 206):
+                        raise unreachable(
+                            self._service.name, operation, f"was answered {answer.status}"
+                        )
+                    # A server may answer the whole where a part was asked for.
+                    skip = offset if answer.status == 200 else 0
+                    async with aclosing(answer.pieces()) as pieces:
+                        async for piece in pieces:
+                            if skip >= len(piece):
+                                skip -= len(piece)
+                                continue
+                            fresh, skip = piece[skip:], 0
+                            offset += len(fresh)
+                            tries = 0
+                            yield fresh
+                return
+            except (NotSent, AnswerLost) as error:
+                tries += 1
+                if tries > READ_TRIES or not await pauses.trouble():
+                    raise unreachable(
+                        self._service.name, operation, f"broke off: {error}"
+                    ) from None
+
+    async def _archive(self, rest: RestPath, path: str) -> _Archive:
+        async with self._lock:
+            archive = self._archives.get(path)
+            if archive is None:
+                archive = await self._fetched(await self._archive_url(rest, path), path)
+                self._archives[path] = archive
+                while len(self._archives) > self._service.settings.archives_kept:
+                    # Whoever reads a file of it has it open.
+                    self._archives.popitem(last=False)[1].folder.cleanup()
+            self._archives.move_to_end(path)
+            return archive
+
+    async def _archive_url(self, rest: RestPath, path: str) -> str:
+        """Where the archive is, once it is built."""
+        service = self._service
+        call = Call(f"the archive of {path}", f"{rest.route}/archive", method="GET")
+        pauses = service.pauses(BUILDING_TIME)
+        while True:
+            try:
+                answer = await service.once(call)
+            except (NotSent, AnswerLost) as error:
+                asked, problem = None, unreachable(service.name, call.operation, str(error))
+            else:
+                if answer.status in _REDIRECTS and (url := answer.headers.get("location")):
+                    return self._absolute(url)
+                if answer.status == 200:
+                    return self._absolute(Fields(read_json(answer.body)).text("url"))
+                problem = status_error(service.name, call.operation, answer)
+                if answer.status not in _BUILDING and answer.status < 500:
+                    raise problem
+                asked = retry_after(answer.headers) or BUILDING_PAUSE
+            if not await pauses.trouble(asked):
+                raise problem
+
+    async def _fetched(self, url: str, path: str) -> _Archive:
+        """An archive, downloaded and unpacked."""
+        settings = self._service.settings
+        scratch = settings.scratch_dir
+        folder = tempfile.TemporaryDirectory(
+            prefix="tinkergate-", dir=scratch, ignore_cleanup_errors=True
+        )
+        try:
+            file = Path(folder.name) / "archive.tar.gz"
+            size = 0
+            with file.open("wb") as out:
+                async with aclosing(self._download(url, path, 0)) as pieces:
+                    async for piece in pieces:
+                        size += len(piece)
+                        if size > settings.max_archive_bytes:
+                            raise self._service.broken(f"the archive of {path}", "is too large")
+                        await asyncio.to_thread(out.write, piece)
+            try:
+                files = await asyncio.to_thread(
+                    unpack, file, Path(folder.name), settings.max_archive_bytes
+                )
+            except ValueError as error:
+                raise self._service.broken(f"the archive of {path}", str(error)) from None
+            file.unlink()
+        except BaseException:
+            folder.cleanup()
+            raise
+        return _Archive(folder, files)
