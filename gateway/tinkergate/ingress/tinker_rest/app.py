@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from tinkergate.ingress.tinker_rest import (
     console,
     futures,
+    mint,
     models,
     sampling,
     service,
@@ -30,6 +31,7 @@ _ROUTES: tuple[Callable[[Context], list[Route]], ...] = (
     sessions.routes,
     service.routes,
     models.routes,
+    mint.routes,
     console.routes,
     unoffered.routes,
 )
