@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,25 @@ def test_bad_conversations_of_a_file_to_train_on_are_named_by_line(
     done = tinkergate("train", path)
     assert done.code == 2
     assert f"{path}:2: messages[0].role: is the assistant's; somebody else must begin" in done.err
+
+
+def test_a_model_without_a_chat_template_takes_plain_text(
+    tinkergate: Any, start_gateway: Any, micro_model_dir: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(micro_model_dir, tmp_path / "plain")
+    (folder / "chat_template.jinja").unlink()
+    address = start_gateway("--model", str(folder)).address
+    data = tmp_path / "data.jsonl"
+    flags = ("--model", folder)
+    data.write_text(lines({"prompt": "You may", "completion": " copy it"}))
+    done = tinkergate("train", data, *flags, "--steps", 1, "--sample", "You", address=address)
+    assert done.code == 0, done.err
+    assert tinkergate("sample", "You may", *flags, "--max-tokens", 2, address=address).code == 0
+    data.write_text(lines(CHAT))
+    for command, said in [
+        ("train", "1: is a conversation, and the model has no chat template"),
+        ("render", "has no chat template; send tokens of plain text"),
+    ]:
+        done = tinkergate(command, data, *flags, address=address)
+        assert said in done.err
+        assert done.code != 0
