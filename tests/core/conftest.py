@@ -499,6 +499,12 @@ async def house(open_house: OpenHouse) -> House:
 
 
 @pytest.fixture
+def accounting() -> type[AccountingBackend]:
+    """The backend, for tests that give it more to do."""
+    return AccountingBackend
+
+
+@pytest.fixture
 def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
     return turn_until
 
