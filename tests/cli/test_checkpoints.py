@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -60,3 +61,65 @@ def test_a_folder_without_an_adapter_is_refused(tinkergate: Any, tmp_path: Path)
     done = tinkergate("checkpoints", "import", tmp_path)
     assert done.code == 2
     assert "adapter_config.json is missing" in done.err
+
+
+def test_a_checkpoint_is_published_kept_for_a_while_copied_and_looked_into(
+    tinkergate: Any, saved: str
+) -> None:
+    def shown(*arguments: object) -> dict[str, Any]:
+        done = tinkergate("checkpoints", *arguments, "--json")
+        assert done.code == 0, done.err
+        facts: dict[str, Any] = json.loads(done.out)
+        return facts
+
+    assert shown("publish", saved)["public"] is True
+    refused = tinkergate("checkpoints", "publish", saved)
+    assert refused.code == 1
+    assert "is public already" in refused.err
+    assert shown("unpublish", saved)["public"] is False
+    ends = datetime.fromisoformat(shown("ttl", saved, "2h")["expires"])
+    assert timedelta(hours=1.9) < ends - datetime.now(UTC) <= timedelta(hours=2)
+    assert shown("ttl", saved, "never")["expires"] is None
+
+    copied = shown("copy", saved, "--ttl", "7d")
+    assert copied["copied_from"] == saved
+    assert copied["expires"] is not None
+    listed = tinkergate("checkpoints", "files", copied["path"])
+    assert listed.code == 0, listed.err
+    lines = [line.split() for line in listed.out.splitlines()]
+    assert [line[-1] for line in lines] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+        "tinkergate.json",
+    ]
+    assert all(len(line[0]) == 64 for line in lines)
+    (first, *_) = map(
+        json.loads, tinkergate("checkpoints", "files", saved, "--json").out.splitlines()
+    )
+    assert first["sha256"] == lines[0][0]
+    for path in (saved, copied["path"]):
+        assert tinkergate("checkpoints", "delete", path).code == 0
+
+
+@pytest.mark.parametrize("life", ["2", "h", "1w", "-1h", "1.5h", ""])
+def test_a_time_to_live_that_is_none(tinkergate: Any, life: str) -> None:
+    done = tinkergate("checkpoints", "ttl", "tinker://s:train:0/weights/a", "--", life)
+    assert done.code == 2
+    assert "is no time to live" in done.err
+
+
+def test_checkpoints_are_added_up(tinkergate: Any, saved: str) -> None:
+    done = tinkergate(
+        "checkpoints", "interpolate", f"{saved}=0.5", f"{saved}=-1.5", "--name", "sum"
+    )
+    assert done.code == 0, done.err
+    assert "sampler_weights/sum" in done.out
+    made = tinkergate("checkpoints", "interpolate", f"{saved}=1", "--training", "--json")
+    entry = json.loads(made.out)
+    assert (entry["type"], entry["lora_rank"]) == ("training", 2)
+    for bad, told in ((saved, "PATH=COEFFICIENT"), (f"{saved}=much", "PATH=COEFFICIENT")):
+        refused = tinkergate("checkpoints", "interpolate", bad)
+        assert refused.code == 2
+        assert told in refused.err
+    assert tinkergate("checkpoints", "interpolate", f"{saved}=nan").code == 1

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinkergate_client import Client, FailedPrecondition, NotFound, supervised_datum
+from tinkergate_client import Client, Conflict, FailedPrecondition, NotFound, supervised_datum
 
 TEXT = [5, 6, 7, 8]
 
@@ -72,3 +72,71 @@ def test_an_adapter_that_is_none_is_refused(client: Client, tmp_path: Path) -> N
     with pytest.raises(FailedPrecondition) as caught:
         client.checkpoints.import_adapter(tmp_path, base_model=client.capabilities().default_model)
     assert caught.value.reason == "CHECKPOINT_MISMATCH"
+
+
+def test_published_given_another_end_and_named_file_by_file(client: Client) -> None:
+    with client.create_session() as session:
+        path = session.create_model(rank=2).save_state("marked").result()
+    assert not client.checkpoints.get(path).public
+    assert client.checkpoints.publish(path).public
+    with pytest.raises(Conflict) as caught:
+        client.checkpoints.publish(path)
+    assert caught.value.reason == "NO_CHANGE"
+    assert not client.checkpoints.unpublish(path).public
+    ends = client.checkpoints.set_ttl(path, timedelta(hours=3)).expires
+    assert ends is not None
+    assert timedelta(hours=2.9) < ends - datetime.now(UTC) <= timedelta(hours=3)
+    assert client.checkpoints.set_ttl(path, None).expires is None
+    files = list(client.checkpoints.files(path))
+    assert [file.name for file in files] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+        "tinkergate.json",
+    ]
+    assert sum(file.size_bytes for file in files) == client.checkpoints.get(path).size_bytes
+    assert {len(file.sha256) for file in files} == {64}
+    client.checkpoints.delete(path)
+
+
+def test_copies_outlive_their_original(client: Client) -> None:
+    with client.create_session() as session:
+        model = session.create_model(rank=2, seed=1)
+        model.forward_backward([supervised_datum(TEXT, np.ones(4))])
+        model.optim_step(learning_rate=1e-2)
+        path = model.save_state("original").result()
+        before = client.score([TEXT], model_path=path)[0].logprobs
+        owned = session.copy_checkpoint(path, ttl=timedelta(days=1))
+        assert owned.path == f"tinker://{session.session_id}:train:1/weights/original"
+        assert owned.expires is not None
+        # The numbers of models go on after that of the copy.
+        assert session.create_model(rank=2).model_id == f"{session.session_id}:train:2"
+        alone = client.checkpoints.copy(path)
+        client.checkpoints.delete(path)
+        for copied in (owned, alone):
+            assert copied.copied_from == path
+            after = client.score([TEXT], model_path=copied.path)[0].logprobs
+            np.testing.assert_array_equal(before, after)
+            client.checkpoints.delete(copied.path)
+
+
+def test_external_weights(client: Client) -> None:
+    with client.create_session() as session:
+        model = session.create_model(rank=2)
+        saved = model.save_weights_external("out", ttl=timedelta(hours=2))
+        path = saved.result()
+        assert path == f"tinker://{model.model_id}/external_weights/out"
+        (operation,) = (each for each in client.operations(model.model_id) if each.seq_id == 1)
+        assert client.operation(operation.name).result() == path
+    shown = client.checkpoints.get(path)
+    assert shown.type == "external"
+    assert shown.expires is not None
+    client.checkpoints.delete(path)
+
+
+def test_a_session_is_moved_into_a_project(client: Client) -> None:
+    with client.create_session() as session:
+        moved = client.set_session_project(session.session_id, "p")
+        assert moved.project_id == "p"
+        (found,) = (each for each in client.sessions() if each.session_id == session.session_id)
+        assert found.project_id == "p"

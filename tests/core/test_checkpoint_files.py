@@ -121,7 +121,7 @@ async def test_a_checkpoint_that_is_replaced_while_it_is_read_breaks_off(house: 
     await house.wait(await house.gateway.training.submit(request))
     with pytest.raises(GatewayError, match="was replaced or removed while it was read") as caught:
         _ = [piece async for piece in reading]
-    assert caught.value.kind is Kind.UNAVAILABLE
+    assert caught.value.kind is Kind.PRECONDITION
 
     content = await house.gateway.checkpoint_files.file(path, "numbers")
     reading = content.read(0)

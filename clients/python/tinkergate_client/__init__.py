@@ -10,7 +10,7 @@ from tinkergate.v1 import (
     RolloutCorrection,
 )
 from tinkergate_client._actions import ActionSession, observation
-from tinkergate_client._checkpoints import Checkpoint, Checkpoints
+from tinkergate_client._checkpoints import Checkpoint, CheckpointFile, Checkpoints
 from tinkergate_client._client import Client, connect
 from tinkergate_client._connection import DEFAULT_ADDRESS, Tls
 from tinkergate_client._conversations import conversation, message_dict
@@ -57,6 +57,7 @@ __all__ = [
     "ActionSession",
     "CallFuture",
     "Checkpoint",
+    "CheckpointFile",
     "Checkpoints",
     "Chunk",
     "Client",

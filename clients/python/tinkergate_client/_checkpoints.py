@@ -7,10 +7,11 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tinkergate import v1
@@ -28,7 +29,8 @@ class Checkpoint:
     """One saved set of weights."""
 
     path: str
-    """tinker://{model_id}/weights/{name} or tinker://{model_id}/sampler_weights/{name}."""
+    """tinker://{model_id}/{kind}/{name}, where the kind is weights, sampler_weights or
+    external_weights."""
     type: str
     """"training", "sampler" or "external"."""
     model_id: str
@@ -40,6 +42,20 @@ class Checkpoint:
     """When it is removed by itself; None means never."""
     user_metadata: Mapping[str, str]
     backend: str
+    public: bool = False
+    """Whether it is marked as one that everybody may read."""
+    copied_from: str = ""
+    """The path of the checkpoint that it is a copy of."""
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """One file of a checkpoint."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    """Of the contents, in hexadecimal; empty if the backend does not say."""
 
 
 class Checkpoints:
@@ -63,6 +79,55 @@ class Checkpoints:
     def delete(self, path: str) -> None:
         """Remove a checkpoint for good. Samplers made from it go on."""
         self._connection.call(self._stub.DeleteCheckpoint, v1.DeleteCheckpointRequest(path=path))
+
+    def publish(self, path: str) -> Checkpoint:
+        """Mark a checkpoint as one that everybody may read. Raises Conflict if it is marked
+        already, which may also be by this call, if its first answer was lost."""
+        request = v1.PublishCheckpointRequest(path=path)
+        return _read(self._connection.call(self._stub.PublishCheckpoint, request).checkpoint)
+
+    def unpublish(self, path: str) -> Checkpoint:
+        """Take the mark away. Raises Conflict if there is none, as `publish` does."""
+        request = v1.UnpublishCheckpointRequest(path=path)
+        return _read(self._connection.call(self._stub.UnpublishCheckpoint, request).checkpoint)
+
+    def set_ttl(self, path: str, ttl: timedelta | None) -> Checkpoint:
+        """Have a checkpoint removed so long from now; never if `ttl` is None."""
+        request = v1.SetCheckpointTtlRequest(path=path, ttl=duration(ttl))
+        return _read(self._connection.call(self._stub.SetCheckpointTtl, request).checkpoint)
+
+    def copy(
+        self,
+        path: str,
+        *,
+        session_id: str = "",
+        model_seq_id: int | None = None,
+        ttl: timedelta | None = None,
+    ) -> Checkpoint:
+        """Make a checkpoint of the same weights, which outlives the original, under a training run
+        that cannot be trained on.
+
+        Args:
+            path: Of the original.
+            session_id: The session that is to own the copy's training run; empty gives it one of
+                its own. `Session.copy_checkpoint` does this and counts.
+            model_seq_id: The run's number in the session. With it a repeat makes no second copy;
+                without, a call whose answer is lost is not tried again.
+            ttl: How long the copy lives; None means until it is deleted.
+        """
+        request = v1.CopyCheckpointRequest(
+            path=path, session_id=session_id, model_seq_id=model_seq_id, ttl=duration(ttl)
+        )
+        patience = None if request.HasField("model_seq_id") else 0
+        answer = self._connection.call(self._stub.CopyCheckpoint, request, patience=patience)
+        return _read(answer.checkpoint)
+
+    def files(self, path: str) -> Iterator[CheckpointFile]:
+        """The files of a checkpoint, by name."""
+        request = v1.ListCheckpointFilesRequest(path=path)
+        for page in pages(self._connection, self._stub.ListCheckpointFiles, request):
+            for file in page.files:
+                yield CheckpointFile(file.name, file.size_bytes, file.sha256.hex())
 
     def import_adapter(
         self,
@@ -165,7 +230,18 @@ def _read(checkpoint: v1.Checkpoint) -> Checkpoint:
         ),
         user_metadata=dict(checkpoint.user_metadata),
         backend=checkpoint.backend,
+        public=checkpoint.public,
+        copied_from=checkpoint.copied_from,
     )
+
+
+def duration(ttl: timedelta | None) -> Duration | None:
+    """A time to live as a message; None for none."""
+    if ttl is None:
+        return None
+    message = Duration()
+    message.FromTimedelta(ttl)
+    return message
 
 
 def _read_time(timestamp: Timestamp) -> datetime:

@@ -133,6 +133,11 @@ class Client:
         session = self._connection.call(self._connection.sessions.GetSession, request).session
         return Session(self._connection, session, _HEARTBEAT_INTERVAL)
 
+    def set_session_project(self, session_id: str, project_id: str) -> v1.Session:
+        """Move a session into a project; out of any if `project_id` is empty."""
+        request = v1.SetSessionProjectRequest(session_id=session_id, project_id=project_id)
+        return self._connection.call(self._connection.sessions.SetSessionProject, request).session
+
     def operation(self, name: str) -> OperationFuture[object]:
         """The result of an operation that any client submitted: what its future would have given
         there, but for the sampler of `save_weights_for_sampler`, which is a path or an id here."""

@@ -79,6 +79,8 @@ def read_any(operations: Sequence[Operation]) -> object:
         case "save_weights_for_sampler":
             saved = operation.save_weights_for_sampler
             return saved.path or saved.sampler_id
+        case "save_weights_external":
+            return operation.save_weights_external.path
         case "interpolate_checkpoints":
             return operation.interpolate_checkpoints.path
         case "vla_train_step":

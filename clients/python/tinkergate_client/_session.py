@@ -8,11 +8,13 @@ import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from tinkergate import v1
 from tinkergate_client._actions import ActionSession
+from tinkergate_client._checkpoints import Checkpoint, Checkpoints
 from tinkergate_client._connection import Connection
 from tinkergate_client._errors import FailedPrecondition, NotFound, TinkergateError
 from tinkergate_client._futures import OperationFuture
@@ -147,6 +149,14 @@ class Session:
         )
         made = self._connection.call(self._connection.mint.CreateActionSession, request)
         return ActionSession(self._connection, made.action_session_id)
+
+    def copy_checkpoint(self, path: str, *, ttl: timedelta | None = None) -> Checkpoint:
+        """Make a checkpoint of the same weights, which outlives the original, under a training run
+        of this session that cannot be trained on. After `ttl` the gateway removes it. Raises
+        TinkergateError."""
+        return Checkpoints(self._connection).copy(
+            path, session_id=self.session_id, model_seq_id=next(self._model_ids), ttl=ttl
+        )
 
     def finish(self, reason: str = "success", detail: str = "") -> None:
         """End the session and unload its models. `reason` is "success", which first waits until

@@ -27,6 +27,7 @@ from tinkergate.v1 import (
     Operation,
     OptimStepRequest,
     SaveStateRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     UnloadModelRequest,
     VlaTrainStepRequest,
@@ -50,6 +51,7 @@ ModelRequest = (
     | SaveStateRequest
     | LoadStateRequest
     | SaveWeightsForSamplerRequest
+    | SaveWeightsExternalRequest
     | ForwardBackwardReverseKlRequest
     | VlaTrainStepRequest
     | UnloadModelRequest

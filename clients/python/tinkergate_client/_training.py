@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from google.protobuf.duration_pb2 import Duration
-
 from tinkergate.v1 import (
     AdamParams,
     ConfigValue,
@@ -23,11 +21,13 @@ from tinkergate.v1 import (
     OptimStepRequest,
     ReverseKlDatum,
     SaveStateRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     UnloadModelRequest,
     VlaDatum,
     VlaTrainStepRequest,
 )
+from tinkergate_client._checkpoints import duration
 from tinkergate_client._chunking import split
 from tinkergate_client._connection import Connection
 from tinkergate_client._futures import OperationFuture
@@ -220,7 +220,7 @@ class TrainingModel:
         request = SaveStateRequest(
             model_id=self.model_id,
             name=name,
-            ttl=_duration(ttl),
+            ttl=duration(ttl),
             overwrite=overwrite,
             user_metadata=dict(user_metadata or {}),
         )
@@ -251,7 +251,7 @@ class TrainingModel:
             model_id=self.model_id,
             name=name,
             sampler_seq_id=None if name else self._take_sampler_id(),
-            ttl=_duration(ttl),
+            ttl=duration(ttl),
             overwrite=overwrite,
             user_metadata=dict(user_metadata or {}),
         )
@@ -262,6 +262,29 @@ class TrainingModel:
             return Sampler(self._connection, source)
 
         return self._submit(self._stub.SaveWeightsForSampler, [request], read)
+
+    def save_weights_external(
+        self,
+        name: str,
+        *,
+        ttl: timedelta | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> OperationFuture[str]:
+        """Save the weights as an adapter to be taken elsewhere; the result is the checkpoint's
+        path. Backends that offer it say `external_weights` in their capabilities."""
+        request = SaveWeightsExternalRequest(
+            model_id=self.model_id,
+            name=name,
+            ttl=duration(ttl),
+            overwrite=overwrite,
+            user_metadata=dict(user_metadata or {}),
+        )
+        return self._submit(
+            self._stub.SaveWeightsExternal,
+            [request],
+            lambda operations: operations[0].save_weights_external.path,
+        )
 
     def unload(self) -> OperationFuture[None]:
         """Free the model's memory after everything submitted before. Its checkpoints and samplers
@@ -292,11 +315,3 @@ def _config(config: LossConfig | None) -> dict[str, ConfigValue]:
         name: ConfigValue(text=value) if isinstance(value, str) else ConfigValue(number=value)
         for name, value in (config or {}).items()
     }
-
-
-def _duration(span: timedelta | None) -> Duration | None:
-    if span is None:
-        return None
-    duration = Duration()
-    duration.FromTimedelta(span)
-    return duration

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look after saved checkpoints.", no_args_is_help=True)
 
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="tinker://...")]
+NEVER = "never"
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
@@ -56,6 +60,67 @@ def delete(gateway: GatewayAddress, path: PathArgument, as_json: JsonOption = Fa
     with gateway.client() as client:
         client.checkpoints.delete(path)
         typer.echo(json.dumps({"deleted": path}) if as_json else f"deleted {path}")
+
+
+@app.command()
+@talks_to_gateway
+def publish(gateway: GatewayAddress, path: PathArgument, as_json: JsonOption = False) -> None:
+    """Mark a checkpoint as one that everybody may read."""
+    with gateway.client() as client:
+        _show(client.checkpoints.publish(path), as_json=as_json)
+
+
+@app.command()
+@talks_to_gateway
+def unpublish(gateway: GatewayAddress, path: PathArgument, as_json: JsonOption = False) -> None:
+    """Take the mark away that `publish` made."""
+    with gateway.client() as client:
+        _show(client.checkpoints.unpublish(path), as_json=as_json)
+
+
+@app.command()
+@talks_to_gateway
+def ttl(
+    gateway: GatewayAddress,
+    path: PathArgument,
+    life: Annotated[
+        str,
+        typer.Argument(metavar="TTL", help="From now on: 90s, 30m, 12h, 7d; or never."),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Say after how long a checkpoint is removed by itself."""
+    span = _span(life)
+    with gateway.client() as client:
+        _show(client.checkpoints.set_ttl(path, span), as_json=as_json)
+
+
+@app.command()
+@talks_to_gateway
+def copy(
+    gateway: GatewayAddress,
+    path: PathArgument,
+    life: Annotated[
+        str, typer.Option("--ttl", help="How long the copy lives: 90s, 30m, 12h, 7d; or never.")
+    ] = NEVER,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a checkpoint; the copy stays when the original is deleted."""
+    span = _span(life)
+    with gateway.client() as client:
+        _show(client.checkpoints.copy(path, ttl=span), as_json=as_json)
+
+
+@app.command()
+@talks_to_gateway
+def files(gateway: GatewayAddress, path: PathArgument, as_json: JsonOption = False) -> None:
+    """List the files of a checkpoint: SHA-256, size, name."""
+    with gateway.client() as client:
+        for file in client.checkpoints.files(path):
+            if as_json:
+                typer.echo(json.dumps(asdict(file)))
+            else:
+                typer.echo(f"{file.sha256 or '-':64}  {_size(file.size_bytes):>10}  {file.name}")
 
 
 @app.command("import")
@@ -109,6 +174,16 @@ def _source(text: str) -> tuple[str, float]:
     except ValueError as error:
         told = f"{text!r} is no source; must be PATH=COEFFICIENT, such as tinker://...=0.5"
         raise CommandFailed(told, USAGE) from error
+
+
+def _span(life: str) -> timedelta | None:
+    """A time to live as it is written in a command; None for ever."""
+    if life == NEVER:
+        return None
+    match = re.fullmatch(r"(\d{1,9})([smhd])", life)
+    if match is None:
+        raise CommandFailed(f"{life!r} is no time to live such as 90s, 30m, 12h or 7d", USAGE)
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def _json(checkpoint: Checkpoint) -> str:

@@ -42,7 +42,7 @@ class Content:
     create_time: int
     """When the checkpoint was saved, in nanoseconds since 1970."""
     read: Callable[[int], AsyncIterator[bytes]]
-    """The bytes from an offset on. Raises GatewayError, UNAVAILABLE if the checkpoint is replaced
+    """The bytes from an offset on. Raises GatewayError, PRECONDITION if the checkpoint is replaced
     or removed in the middle."""
 
 
@@ -159,7 +159,7 @@ def _odd(entry: CheckpointEntry, what: str) -> GatewayError:
 
 def _changed(entry: CheckpointEntry) -> GatewayError:
     return GatewayError(
-        Kind.UNAVAILABLE,
-        ErrorReason.ERROR_REASON_CHECKPOINT_NOT_FOUND,
+        Kind.PRECONDITION,
+        ErrorReason.ERROR_REASON_CHECKPOINT_MISMATCH,
         f"checkpoint {entry.message.path!r} was replaced or removed while it was read",
     )
