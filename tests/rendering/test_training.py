@@ -151,6 +151,14 @@ def test_a_past_that_is_written_differently_is_still_told_apart(tokenizer_with: 
     ]
 
 
+def test_thoughts_that_the_prompt_closes_are_not_learned(thinking: ChatTokenizer) -> None:
+    hurried = {"template_variables_json": {"enable_thinking": "false"}}
+    conversation = chat(user("One?"), assistant("Two."), user("Three?"), assistant("Four."))
+    assert learned(thinking, conversation, **hurried) == ["Two." + END, "Four." + END]
+    tokens, weights = rendered(thinking, conversation, **hurried)
+    assert thinking.decode(tokens[weights == 0]).count("</think>") == 1  # before the last message
+
+
 @given(turns=st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
 def test_it_holds_where_old_thoughts_are_left_out(
     thinking: ChatTokenizer, turns: list[tuple[str, str]]

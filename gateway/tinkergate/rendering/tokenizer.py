@@ -52,10 +52,15 @@ class ChatTokenizer:
         try:
             if (folder / "tokenizer.json").is_file():
                 # AutoTokenizer would find the same, but loads torch to do so.
-                from transformers import PreTrainedTokenizerFast as Tokenizer
+                from transformers import PreTrainedTokenizerFast
+
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
             else:
-                from transformers import AutoTokenizer as Tokenizer
-            tokenizer = Tokenizer.from_pretrained(folder, local_files_only=True)
+                from transformers import AutoTokenizer
+
+                tokenizer = AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
         except ImportError as error:
             raise no_tokenizer(
                 name,

@@ -4,7 +4,8 @@ A template is a program that writes text, so what a message became has to be fou
 conversation is rendered, then its beginnings are, and where the whole begins with such a beginning
 a border is known. Where a template writes the past differently once the conversation goes on (many
 leave out old thoughts), the border of a message of the assistant is still known if the whole has
-there what asks for the message and the token that ends it. Whatever cannot be known is refused.
+there what asks for the message, or its beginning, and the token that ends it. Whatever cannot be
+known is refused.
 """
 
 from __future__ import annotations
@@ -91,13 +92,23 @@ class Turns:
         if (length := self._prefix(index, asking=True)) is not None:
             return length
         asked, before = self._part(index, asking=True), self._part(index, asking=False)
-        if asked is not None and before is not None and asked.startswith(before):
-            question = asked[len(before) :]
-            first, last = self._content_start(index - 1), self._content_start(index)
-            found = self._whole.text.rfind(question, first, last) if question else -1
-            if found >= 0:
-                return found + len(question)
+        if asked is None or before is None or not asked.startswith(before):
+            raise self._untold(index)
+        question = asked[len(before) :]
+        first, last = self._content_start(index - 1), self._content_start(index)
+        found = self._whole.text.rfind(question, first, last) if question else -1
+        if found >= 0:
+            return found + len(question)
+        # Of what asks, such as closed thoughts, only the beginning may be there once it is past.
+        for length in range(len(question) - 1, 0, -1):
+            opening = question[:length]
+            if self._whole.text.endswith(opening, first, last) and self._is_header(opening):
+                return last
         raise self._untold(index)
+
+    def _is_header(self, text: str) -> bool:
+        """Whether a text has a special token in it, so that it cannot be there by chance."""
+        return any(special in text for special in self._tokenizer.special_tokens.values())
 
     def _end(self, index: int) -> int:
         """Behind the end of a message of the assistant; before anything of the next one's words."""
