@@ -103,7 +103,13 @@ async def _open_engine(name: str, table: LocalBackendTable, config: Config) -> L
             "without the engine by TINKERGATE_ENGINE_ENABLED=false",
             backend=name,
         ) from error
-    named = [each.upstream_name for each in model_names(config) if each.backend == name]
+    # A folder may go by its last part.
+    listed = {Path(model).name for model in table.models}
+    named = [
+        each.upstream_name
+        for each in model_names(config)
+        if each.backend == name and each.upstream_name not in listed
+    ]
     own_folder = config.data_dir / "backends" / name
     return await open_backend(
         [*table.models, *named],
