@@ -135,10 +135,10 @@ async def test_a_tokenizer_that_is_not_there_is_told_and_looked_for_again(
     assert (await service.encode(request)).tokens
 
 
-async def test_the_least_recently_used_tokenizers_are_forgotten(shelf: Shelf) -> None:
+def test_the_least_recently_used_tokenizers_are_forgotten(shelf: Shelf) -> None:
     tokenizers = Tokenizers(shelf.find, kept=2)
     for name in ("a", "b", "a", "c", "a", "b"):
-        await tokenizers.run(name, lambda tokenizer: tokenizer.name)
+        assert tokenizers.submit(name, lambda tokenizer: tokenizer.name).result() == name
     tokenizers.close()
     assert shelf.asked == ["a", "b", "c", "b"]
 
@@ -208,6 +208,30 @@ async def test_more_than_there_is_room_for_is_told_to_come_back(
         await service.encode(request)
     assert caught.value.reason == ErrorReason.ERROR_REASON_QUEUE_FULL
     assert caught.value.retry_after
+    # Nobody waits for it any more, and still it takes its room until it has ended.
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    with pytest.raises(GatewayError, match="1 render calls of"):
+        await service.encode(request)
     shelf.gate.set()
-    await first
+    while service._running:  # noqa: ASYNC110 - what is waited for happens on a thread
+        await asyncio.sleep(0.001)
     await service.encode(request)
+
+
+async def test_calls_that_wait_when_the_gateway_stops_are_told(
+    rendering: Any, shelf: Shelf
+) -> None:
+    service = rendering()
+    request = EncodeRequest(base_model=BASE, texts=["a"])
+    shelf.gate.clear()
+    running, waiting = (asyncio.create_task(service.encode(request)) for _ in range(2))
+    while not shelf.asked:  # noqa: ASYNC110 - what is waited for happens on a thread
+        await asyncio.sleep(0.001)
+    service.close()
+    with pytest.raises(GatewayError) as caught:
+        await waiting
+    assert caught.value.reason == ErrorReason.ERROR_REASON_SHUTTING_DOWN
+    shelf.gate.set()
+    assert (await running).tokens

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from tinkergate.core.admission import Admission, queue_full
+from tinkergate.core.admission import Admission, queue_full, shutting_down
 from tinkergate.core.faults import as_gateway_error
 from tinkergate.core.router import Router
 from tinkergate.core.settings import CoreSettings
@@ -113,6 +115,10 @@ class Rendering:
         if len(items) > most:
             raise invalid_field(field, f"has {len(items)} entries; at most {most} are allowed")
 
+    def _give_back(self, size: int) -> None:
+        self._running -= 1
+        self._running_bytes -= size
+
     async def _run(
         self, model: SupportedModel, request: Message, work: Callable[[ChatTokenizer], Answer]
     ) -> Answer:
@@ -126,13 +132,24 @@ class Rendering:
             )
         self._running += 1
         self._running_bytes += size
+        job = self._tokenizers.submit(model.tokenizer_id or model.name, work)
+        loop = asyncio.get_running_loop()
+
+        def done(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # of a loop that is closed
+                loop.call_soon_threadsafe(self._give_back, size)
+
+        # Work that has begun goes on when its caller has gone, so the caller does not count.
+        job.add_done_callback(done)
         try:
-            answer = await self._tokenizers.run(model.tokenizer_id or model.name, work)
+            answer = await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise shutting_down() from None  # the caller still waits; `close` took the work away
         except Exception as error:
             raise as_gateway_error(error, "rendering") from None
-        finally:
-            self._running -= 1
-            self._running_bytes -= size
         if answer.ByteSize() > self._settings.max_message_bytes:
             raise GatewayError(
                 Kind.INVALID,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,12 +36,11 @@ class Tokenizers:
         self._loaded: OrderedDict[str, ChatTokenizer] = OrderedDict()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rendering")
 
-    async def run(self, tokenizer_id: str, work: Callable[[ChatTokenizer], Result]) -> Result:
-        """What `work` answers with the tokenizer, on the thread. Raises GatewayError, UNSUPPORTED
-        if the gateway does not have the tokenizer."""
-        loop = asyncio.get_running_loop()
-        job = functools.partial(self._run, tokenizer_id, work)
-        return await loop.run_in_executor(self._thread, job)
+    def submit(self, tokenizer_id: str, work: Callable[[ChatTokenizer], Result]) -> Future[Result]:
+        """What `work` answers with the tokenizer, on the thread. Cancelling it before its turn has
+        come takes it away. Ends in GatewayError, UNSUPPORTED if the gateway does not have the
+        tokenizer."""
+        return self._thread.submit(self._run, tokenizer_id, work)
 
     def close(self) -> None:
         """Take no more work; what runs is left to end by itself."""
