@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tinkergate.backends.emulation import emulated_losses
 from tinkergate.backends.tinker.settings import TinkerSettings
 from tinkergate.v1 import BackendCapabilities, BackendKind, LossCapability, LossSetting
 
@@ -19,13 +20,15 @@ _CLIPS = (
 
 
 def capabilities(settings: TinkerSettings) -> BackendCapabilities:
-    """What the service can do, as far as it is documented."""
+    """What the service can do, as far as it is documented, and the losses that can be computed
+    here."""
     mint = settings.dialect == "mint"
+    native = _losses(mint)
     kind = BackendKind.BACKEND_KIND_MINT if mint else BackendKind.BACKEND_KIND_TINKER
     return BackendCapabilities(
         name=settings.name,
         kind=kind,
-        losses=_losses(mint),
+        losses=[*native, *emulated_losses([loss.name for loss in native])],
         optimizers=["adamw"] if mint else ["adamw", "dimuon"],
         max_lora_rank=MINT_MAX_RANK if mint else 0,
         image_input=True,

@@ -182,7 +182,7 @@ def _forward_backward(
 
 
 def _save(
-    kind: str,
+    route: str,
     request_type: str,
     model: UpstreamModel,
     name: str | None,
@@ -191,9 +191,9 @@ def _save(
     # A time to live is the gateway's business: it may be changed later, and nobody would tell the
     # service.
     call = Call(
-        f"{kind} of model {model.model_id}",
-        kind,
-        save_json(kind, model.upstream_id, model.next_seq, name, **more),
+        f"{route} of model {model.model_id}",
+        route,
+        save_json(route, model.upstream_id, model.next_seq, name, more),
         effect=Effect.NUMBERED,
         look="the checkpoint may be there; the model is as it was",
     )

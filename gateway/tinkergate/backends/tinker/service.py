@@ -147,7 +147,7 @@ class Service:
         """Whether an earlier try may have arrived."""
         empty_400s = 0
         content = self._content(call)
-        idempotency = f"tinkergate-{uuid.uuid4()}"
+        idempotency = f"stainless-python-retry-{uuid.uuid4()}"
         while True:
             asked: float | None = None
             patience: float | None = None

@@ -22,6 +22,8 @@ from tinkergate.backends.base import (
     TrainingRequest,
     TrainingResult,
 )
+from tinkergate.backends.emulation import Surrogate, forward_of, forward_output
+from tinkergate.backends.tinker.capabilities import capabilities
 from tinkergate.backends.tinker.errands import Errands
 from tinkergate.backends.tinker.futures import Accepted, FutureLost, Futures, accepted
 from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoint, KnownCheckpoints
@@ -32,6 +34,9 @@ from tinkergate.backends.tinker.service import Effect, Service
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.v1 import (
     CheckpointSource,
+    ForwardBackwardOutput,
+    ForwardBackwardRequest,
+    ForwardRequest,
     LoadStateRequest,
     OptimStepRequest,
     QueueState,
@@ -94,6 +99,8 @@ class Training:
         self._checkpoints = checkpoints
         self._errands = errands
         self._delete = delete
+        losses = capabilities(service.settings).losses
+        self._emulated = frozenset(loss.name for loss in losses if loss.emulated)
 
     async def submit(self, request: TrainingRequest, on_start: OnStart) -> Submission:
         """Take a request. Returns when the service has accepted it. Raises GatewayError; after
@@ -104,7 +111,32 @@ class Training:
             return await self._load(model, request, progress)
         if model.doubt:
             raise self._in_doubt(model)
+        if isinstance(request, ForwardRequest | ForwardBackwardRequest):
+            if request.loss_fn in self._emulated:
+                return await self._emulate(model, request, progress)
         return await self._accepted(model, request, progress)
+
+    async def _emulate(
+        self,
+        model: UpstreamModel,
+        request: ForwardRequest | ForwardBackwardRequest,
+        progress: _Progress,
+    ) -> Submission:
+        """A request under a loss that the service lacks. Returns when its second part has its
+        place, so nothing of the model comes between the two."""
+        first = await self._accepted(model, forward_of(request), progress)
+        output = await _uncancelled(first)
+        if isinstance(request, ForwardRequest):
+            done: asyncio.Future[TrainingResult] = asyncio.get_running_loop().create_future()
+            done.set_result(await asyncio.to_thread(forward_output, request, output))
+            return Submission(done)
+        surrogate = await asyncio.to_thread(Surrogate, request, output)
+        second = await self._accepted(model, surrogate.request, progress)
+
+        async def result() -> TrainingResult:
+            return surrogate.output(await _uncancelled(second))
+
+        return Submission(result(), queue_state=second.queue_state)
 
     async def _accepted(
         self, model: UpstreamModel, request: TrainingRequest, progress: _Progress
@@ -259,6 +291,13 @@ class Training:
             self._errands.run(self._delete(replaced), f"removing {replaced}")
         own_path = saved.path if saved.path != path else ""
         return SavedCheckpoint(saved.size_bytes, training, own_path)
+
+
+async def _uncancelled(submission: Submission) -> ForwardBackwardOutput:
+    """The result of a forward or forward_backward, whose work goes on if its caller goes away."""
+    output = await asyncio.shield(asyncio.ensure_future(submission.result))
+    assert isinstance(output, ForwardBackwardOutput)
+    return output
 
 
 def _path(request: SaveRequest) -> str:

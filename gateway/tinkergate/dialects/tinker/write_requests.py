@@ -88,9 +88,19 @@ def config_json(config: Mapping[str, ConfigValue]) -> dict[str, Any]:
 
 
 def rollout_correction_json(correction: RolloutCorrection) -> dict[str, Any]:
-    """MinT's `rollout_correction_config` of create_model (wire section 13.5), by the names of the
-    message's fields."""
-    return {field.name: value for field, value in correction.ListFields()}
+    """MinT's `rollout_correction_config` of create_model (wire section 13.5), by the names that
+    MinT's public script uses."""
+    told: dict[str, Any] = {}
+    if correction.HasField("threshold") or correction.HasField("lower_threshold"):
+        told["rollout_rs"] = "sequence"
+    if correction.HasField("threshold"):
+        told["rollout_rs_threshold"] = correction.threshold
+    if correction.HasField("lower_threshold"):
+        told["rollout_rs_threshold_lower"] = correction.lower_threshold
+    if correction.HasField("weight_cap"):
+        told["rollout_is"] = "sequence"
+        told["rollout_is_threshold"] = correction.weight_cap
+    return told
 
 
 def forward_backward_protobuf(
@@ -166,12 +176,12 @@ def optim_step_json(request: OptimStepRequest, model_id: str, seq_id: int) -> di
 
 
 def save_json(
-    kind: str, model_id: str, seq_id: int, name: str | None, **more: object
+    route: str, model_id: str, seq_id: int, name: str | None, more: Mapping[str, object]
 ) -> dict[str, Any]:
     """The body of save_weights, save_weights_for_sampler or save_weights_external, which is
-    `kind` (wire sections 5.5 to 5.7)."""
-    told: dict[str, Any] = {"model_id": model_id, "seq_id": seq_id, "type": kind}
-    return told | ({} if name is None else {"path": name}) | more
+    `route`, with the fields `more` that are its own (wire sections 5.5 to 5.7)."""
+    told: dict[str, Any] = {"model_id": model_id, "seq_id": seq_id, "type": route}
+    return told | ({} if name is None else {"path": name}) | dict(more)
 
 
 def load_json(model_id: str, seq_id: int, path: str, *, optimizer: bool) -> dict[str, Any]:
