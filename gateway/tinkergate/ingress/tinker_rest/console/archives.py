@@ -50,7 +50,7 @@ def routes(context: Context) -> list[Route]:
 
 
 def _wants_json(request: Request) -> bool:
-    """0.25 asks for JSON and takes the link from it; 0.22 asks for the archive, and must be sent
-    on."""
-    accepted = request.headers.get("accept", "")
+    """0.25 asks for JSON and takes the link from it; 0.22 asks for the archive, in a second header
+    of the same name beside its usual one for JSON, and must be sent on."""
+    accepted = ", ".join(request.headers.getlist("accept"))
     return "application/json" in accepted and "gzip" not in accepted
