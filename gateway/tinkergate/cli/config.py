@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,10 +33,12 @@ def check(config: FileOption = None) -> None:
     and folders of models are looked for on this machine; services are not called. Exits with 2 if
     something is wrong.
     """
-    from tinkergate.config import broken_here
+    from tinkergate.config import broken_here, ignored
 
     loaded = _read(config)
     _refuse(tuple(broken_here(loaded.config, loaded.source)))
+    for words in ignored(loaded.config, os.environ):
+        typer.echo(f"tinkergate: {words}", err=True)
     backends = ", ".join(loaded.config.all_backends()) or "none"
     models = len(loaded.config.models)
     typer.echo(f"ok: backends: {backends}; models named: {models}")

@@ -10,6 +10,7 @@ from tinkergate.config.tables import (
     ModelTable,
     RemoteBackendTable,
 )
+from tinkergate.config.upstreams import ignored
 
 __all__ = [
     "SHORT_NAMES",
@@ -25,6 +26,7 @@ __all__ = [
     "RemoteBackendTable",
     "broken_here",
     "environment_name",
+    "ignored",
     "load_config",
     "read_config",
 ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
 from tinkergate.config.settings import Config
 from tinkergate.config.tables import BackendTable, RemoteBackendTable
 
-_log = logging.getLogger(__name__)
+
+def ignored(config: Config, environment: Mapping[str, str]) -> list[str]:
+    """What the environment asks for in vain, in words for people."""
+    if config.backends_from_environment and environment.get("BASETEN_API_KEY"):
+        return ["BASETEN_API_KEY is set, but this build does not speak Loops yet: it is ignored"]
+    return []
 
 
 def completed(
@@ -31,10 +35,6 @@ def completed(
                     )
                 else:
                     tables[kind] = RemoteBackendTable.model_validate({"kind": kind})
-        if environment.get("BASETEN_API_KEY"):
-            _log.warning(
-                "BASETEN_API_KEY is set, but this build does not speak Loops yet: it is ignored"
-            )
     complete: dict[str, BackendTable] = {}
     for name, table in tables.items():
         if isinstance(table, RemoteBackendTable):
