@@ -8,7 +8,7 @@ trains with any loss, at the price of one more forward.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -39,8 +39,6 @@ SURROGATE_LOSS = "surrogate_loss:sum"
 here."""
 
 FloatArray = NDArray[np.float32]
-Forward = Callable[[ForwardRequest], Awaitable[ForwardBackwardOutput]]
-Backward = Callable[[ForwardBackwardRequest], Awaitable[ForwardBackwardOutput]]
 
 
 def emulated_losses(native: Collection[str]) -> list[LossCapability]:
@@ -72,26 +70,31 @@ def forward_of(request: ForwardRequest | ForwardBackwardRequest) -> ForwardReque
     )
 
 
-async def run_forward(request: ForwardRequest, forward: Forward) -> ForwardBackwardOutput:
-    """The outcome of Forward under a loss that the backend lacks."""
-    logprobs = _logprobs(await forward(forward_of(request)), request)
-    metrics, _ = _evaluated(request, logprobs)
-    return _output(logprobs, metrics)
+class Surrogate:
+    """What is left to do once the forward is there: a cross_entropy with the gradient of the
+    loss. Nothing else of the model may run between the two."""
+
+    def __init__(self, asked: ForwardBackwardRequest, forward: ForwardBackwardOutput) -> None:
+        """`forward` is what `forward_of(asked)` answered."""
+        self._logprobs = _logprobs(forward, asked)
+        self._metrics, gradient = _evaluated(asked, self._logprobs)
+        self.request = ForwardBackwardRequest(model_id=asked.model_id, loss_fn=CROSS_ENTROPY)
+        """To be given to the backend. It has no place in the order yet."""
+        for datum, slope in zip(asked.data, gradient, strict=True):
+            inputs = {TARGETS: datum.loss_fn_inputs[TARGETS], WEIGHTS: tensor_from_array(-slope)}
+            self.request.data.append(Datum(model_input=datum.model_input, loss_fn_inputs=inputs))
+
+    def output(self, done: ForwardBackwardOutput) -> ForwardBackwardOutput:
+        """The outcome of the request that was asked, from that of the surrogate."""
+        metrics = self._metrics | {SURROGATE_LOSS: done.metrics["loss:sum"]}
+        return _output(self._logprobs, metrics)
 
 
-async def run_forward_backward(
-    request: ForwardBackwardRequest, forward: Forward, backward: Backward
-) -> ForwardBackwardOutput:
-    """The outcome of ForwardBackward under a loss that the backend lacks. `forward` and `backward`
-    are called once each, in this order; nothing else of the model may run between them."""
-    logprobs = _logprobs(await forward(forward_of(request)), request)
-    metrics, gradient = _evaluated(request, logprobs)
-    surrogate = ForwardBackwardRequest(model_id=request.model_id, loss_fn=CROSS_ENTROPY)
-    for datum, slope in zip(request.data, gradient, strict=True):
-        inputs = {TARGETS: datum.loss_fn_inputs[TARGETS], WEIGHTS: tensor_from_array(-slope)}
-        surrogate.data.append(Datum(model_input=datum.model_input, loss_fn_inputs=inputs))
-    done = await backward(surrogate)
-    metrics[SURROGATE_LOSS] = done.metrics["loss:sum"]
+def forward_output(asked: ForwardRequest, forward: ForwardBackwardOutput) -> ForwardBackwardOutput:
+    """The outcome of Forward under a loss that the backend lacks. `forward` is what
+    `forward_of(asked)` answered."""
+    logprobs = _logprobs(forward, asked)
+    metrics, _ = _evaluated(asked, logprobs)
     return _output(logprobs, metrics)
 
 

@@ -111,9 +111,11 @@ class Training:
             return await self._load(model, request, progress)
         if model.doubt:
             raise self._in_doubt(model)
-        if isinstance(request, ForwardRequest | ForwardBackwardRequest):
-            if request.loss_fn in self._emulated:
-                return await self._emulate(model, request, progress)
+        if (
+            isinstance(request, ForwardRequest | ForwardBackwardRequest)
+            and request.loss_fn in self._emulated
+        ):
+            return await self._emulate(model, request, progress)
         return await self._accepted(model, request, progress)
 
     async def _emulate(

@@ -9,6 +9,7 @@ from tinkergate.core.validation.facts import Facts, LossRule
 from tinkergate.core.validation.inputs import InputRules
 from tinkergate.core.validation.loss_tensors import Shape, TensorRules
 from tinkergate.core.validation.report import Report
+from tinkergate.errors import unsupported
 from tinkergate.v1 import (
     ConfigValue,
     Datum,
@@ -35,6 +36,16 @@ def check_forward(
             + (", ".join(sorted(losses)) or "none"),
         )
     else:
+        if (
+            rule.emulated
+            and isinstance(request, ForwardBackwardRequest)
+            and request.native_loss_only
+        ):
+            raise unsupported(
+                f"the loss {request.loss_fn!r} itself; without native_loss_only the gateway "
+                "computes it",
+                facts.abilities.backend,
+            )
         _check_config(report, request.loss_fn_config, rule)
         if rule.paired and len(request.data) % 2:
             report.add(

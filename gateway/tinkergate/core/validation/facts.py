@@ -20,6 +20,8 @@ class LossRule:
     """What is known of the keys' values."""
     paired: bool
     single_target: bool
+    emulated: bool
+    """Whether the gateway computes it."""
 
 
 class Abilities:
@@ -37,6 +39,7 @@ class Abilities:
                 settings={setting.name: setting for setting in loss.settings},
                 paired=loss.paired,
                 single_target=loss.single_target,
+                emulated=loss.emulated,
             )
             for loss in capabilities.losses
         }
