@@ -165,7 +165,7 @@ class _Poll:
 
     def __init__(self, request: Request, request_id: str, metadata_only: bool) -> None:
         self.request_id = request_id
-        self._protobuf = PROTOBUF in request.headers.get("accept", "")
+        self._protobuf = any(PROTOBUF in value for value in request.headers.getlist("accept"))
         self._metadata_only = metadata_only
 
     async def answer_operation(self, operation: Operation) -> Response:
