@@ -264,7 +264,7 @@ def test_a_key_of_loops_is_told_to_be_of_no_use_yet():
 
 
 def test_flags_add_models_to_those_of_the_file(write):
-    flags = {"models": {"qwen/other": {"name": "/models/x"}}}
+    flags = {"models": {"qwen/other": {"name": "qwen3-x"}}}
     config = load_config(flags, file=write(NAMED), environment={"KEY_OF_MINT": "sk-1"})
     assert list(config.models) == ["Qwen/Qwen3-8B", "org/tiny.2", "qwen/other"]
 
@@ -331,6 +331,12 @@ def test_the_engine_goes_where_other_local_backends_are_unless_it_is_wanted():
         (
             "[models.a]\ntokeniser = 'x'",
             "models.a.tokeniser: there is no setting 'tokeniser'; did you mean",
+        ),
+        ("profile = 'mint'", "profile: 'mint' restricts the HTTP door, and there is none"),
+        (
+            "default_backend = 'x'\n[backends.x]\nkind = 'mint'\napi_key_env = 'KEY'\n"
+            "[models.a]\nname = '/models/a'",
+            "models.a.name: '/models/a' is a folder; backend 'x' takes names only",
         ),
         ("models = 3", "models: Input should be a valid dictionary, not 3"),
     ],

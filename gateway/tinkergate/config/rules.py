@@ -69,6 +69,11 @@ def broken_between(config: Config, source: Source) -> Iterator[str]:
                 parse_address(listen)
             except ListenError as error:
                 yield f"{source(setting)}: {error}"
+    if config.profile != "full" and not config.http.listen:
+        yield (
+            f"{source('profile')}: {config.profile!r} restricts the HTTP door, and there is none; "
+            "give http.listen"
+        )
     yield from _loops_to_itself(config, source)
     owners: dict[str, str] = {}
     for public, table in config.models.items():
@@ -76,6 +81,8 @@ def broken_between(config: Config, source: Source) -> Iterator[str]:
         owner = table.backend or config.first_backend()
         if owner not in backends:
             yield f"{where}.backend: {owner!r} is no backend; there are: {there_are}"
+        elif backends[owner].kind != "local" and table.name.startswith(("/", "~", "./", "../")):
+            yield f"{where}.name: {table.name!r} is a folder; backend {owner!r} takes names only"
         for text in (public, *table.aliases):
             if not text or text != text.strip():
                 yield f"{where}: {text!r} is no name: it is empty or has spaces around it"
