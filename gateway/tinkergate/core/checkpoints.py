@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import NamedTuple
 
 from tinkergate.backends.base import SavedCheckpoint
@@ -96,11 +96,14 @@ class Checkpoints:
             checkpoints=[entry.message for entry in chosen], next_page_token=token
         )
 
-    def window(self, offset: int, limit: int, model_id: str = "") -> Window[Checkpoint]:
-        """The checkpoints from place `offset` on, newest first; of one model if it is given.
-        Raises INVALID."""
+    def window(
+        self, offset: int, limit: int, model_id: str = "", without: Collection[int] = ()
+    ) -> Window[Checkpoint]:
+        """The checkpoints from place `offset` on, newest first; of one model if it is given, and
+        without those of the types in `without`. Raises INVALID."""
         chosen = self._registry.of_model(model_id) if model_id else self._registry.newest_first()
-        return window((entry.message for entry in chosen), offset, limit)
+        messages = (entry.message for entry in chosen)
+        return window((held for held in messages if held.type not in without), offset, limit)
 
     def use_by_session(self) -> Mapping[str, CheckpointUse]:
         """What the checkpoints of each session come to; sessions without any are left out."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -17,6 +16,7 @@ from tinkergate.ingress.tinker_rest.auth import HEALTH, MINT_KEY_START, keys_of
 from tinkergate.ingress.tinker_rest.bodies import json_fields
 from tinkergate.ingress.tinker_rest.context import API, Context
 from tinkergate.ingress.tinker_rest.errors import json_response
+from tinkergate.ingress.tinker_rest.versions import version
 from tinkergate.v1 import ErrorReason, SupportedModel
 
 REFRESH_SECONDS = 300
@@ -61,7 +61,7 @@ class _Service:
         """The flags of the SDKs (wire section 2.3). Those that are not here are left to the
         client's defaults."""
         fields = await json_fields(request)
-        version = _version(fields.optional_text("sdk_version") or "")
+        client = version(fields.optional_text("sdk_version") or "")
         limits = (await self._context.gateway.capabilities()).limits
         mint = self._context.profile == "mint"
         sent = keys_of(request.headers)
@@ -75,7 +75,7 @@ class _Service:
                 "proto_write_fwdbwd": not mint,
                 "fwdbwd_max_chunk_len": limits.chunk_datums,
                 "fwdbwd_max_chunk_bytes_count": limits.chunk_bytes,
-                "use_pyqwest_transport": version >= _FOLLOWS_BELOW,
+                "use_pyqwest_transport": client >= _FOLLOWS_BELOW,
                 # One poll for all samples of a client, instead of one for each.
                 "sample_use_retrieve_futures": not mint,
                 "sample_join_sampling_session": not mint,
@@ -126,9 +126,3 @@ def _model(model: SupportedModel, name: str) -> dict[str, object]:
         "trainable": model.trainable,
         "sampleable": model.sampleable,
     }
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """The numbers that a version begins with; none for what is no version."""
-    match = re.match(r"\d+(\.\d+)*", text)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()

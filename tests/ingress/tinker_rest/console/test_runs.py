@@ -104,3 +104,19 @@ async def test_callers_without_a_key_are_refused(house: Any) -> None:
     for path in ("training_runs", "checkpoints", "sessions"):
         response = await house.get(path, headers={"X-API-Key": "tml-other"})
         assert response.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [("0.22.0", 1), ("0.25.0", 1), ("0.38.0", 2), ("", 2), ("latest", 2)]
+)
+async def test_old_clients_are_told_no_type_that_they_cannot_read(
+    house: Any, version: str, told: int
+) -> None:
+    model = await house.model()
+    await house.save(model, "weights", "a")
+    await house.save(model, "external_weights", "e")
+    headers = {"x-stainless-package-version": version}
+    for route in (f"training_runs/{model}/checkpoints", "checkpoints"):
+        answer = (await house.get(route, headers=headers)).json()
+        assert len(answer["checkpoints"]) == told
+        assert answer.get("cursor", {}).get("total_count", told) == told

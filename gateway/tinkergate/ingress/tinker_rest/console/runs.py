@@ -15,6 +15,7 @@ from tinkergate.ingress.tinker_rest.console.objects import (
 from tinkergate.ingress.tinker_rest.console.queries import check_scope, run_of, window_of
 from tinkergate.ingress.tinker_rest.context import API, Context
 from tinkergate.ingress.tinker_rest.errors import json_response
+from tinkergate.ingress.tinker_rest.versions import unknown_types
 
 RUNS_LIMIT = 20
 CHECKPOINTS_LIMIT = 100
@@ -41,7 +42,7 @@ def routes(context: Context) -> list[Route]:
         run = gateway.training_runs.get(run_of(request)).model.model_id
         offset, held = 0, []
         while True:
-            found = gateway.checkpoints.window(offset, MAX_PAGE, run)
+            found = gateway.checkpoints.window(offset, MAX_PAGE, run, unknown_types(request))
             held += [checkpoint_object(checkpoint) for checkpoint in found.items]
             offset += MAX_PAGE
             if offset >= found.total:
@@ -49,7 +50,9 @@ def routes(context: Context) -> list[Route]:
 
     async def all_checkpoints(request: Request) -> Response:
         check_scope(request)
-        found = gateway.checkpoints.window(*window_of(request, CHECKPOINTS_LIMIT))
+        found = gateway.checkpoints.window(
+            *window_of(request, CHECKPOINTS_LIMIT), without=unknown_types(request)
+        )
         held = [checkpoint_object(checkpoint) for checkpoint in found.items]
         return json_response({"checkpoints": held, "cursor": cursor_object(found)})
 
