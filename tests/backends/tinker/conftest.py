@@ -40,7 +40,7 @@ async def start_upstream(micro_model_dir: Path, tmp_path: Path) -> AsyncIterator
             address = await door.start(gateway)
             stack.push_async_callback(door.stop, 1)
             proxy = await stack.enter_async_context(FaultyProxy(str(address)))
-            return Upstream(gateway, proxy, dialect)
+            return Upstream(gateway, backend, proxy, dialect)
 
         yield start
 

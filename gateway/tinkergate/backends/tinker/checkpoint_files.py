@@ -219,6 +219,8 @@ class UpstreamFiles:
         """An archive, downloaded and unpacked."""
         settings = self._service.settings
         scratch = settings.scratch_dir
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(
             prefix="tinkergate-", dir=scratch, ignore_cleanup_errors=True
         )
