@@ -17,8 +17,6 @@ from tinkergate.ingress.http.door import HttpDoor
 from tinkergate.ingress.http.settings import HttpSettings
 from tinkergate.store import Store
 
-PROTOBUF = "application/x-protobuf"
-
 
 class Rest:
     """A client of the dialect that does what the SDKs do, and a session of its own."""
@@ -137,24 +135,3 @@ async def rest(open_rest: OpenRest) -> AsyncIterator[Rest]:
     """A door without keys."""
     async with open_rest() as opened:
         yield opened
-
-
-def datum(tokens: list[int], **inputs: Any) -> dict[str, Any]:
-    """A datum in JSON that trains on `tokens`."""
-    told = {"target_tokens": {"data": tokens[1:], "dtype": "int64", "shape": [len(tokens) - 1]}}
-    return {
-        "model_input": {"chunks": [{"tokens": tokens[:-1], "type": "encoded_text"}]},
-        "loss_fn_inputs": {**told, **inputs},
-    }
-
-
-def forward_backward(model_id: str, seq_id: int | None, *data: dict[str, Any]) -> dict[str, Any]:
-    """The body of forward_backward in JSON."""
-    return {
-        "forward_backward_input": {
-            "data": list(data) or [datum([1, 2, 3, 4])],
-            "loss_fn": "cross_entropy",
-        },
-        "model_id": model_id,
-        "seq_id": seq_id,
-    }

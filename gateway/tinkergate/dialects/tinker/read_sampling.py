@@ -17,7 +17,9 @@ def sample_request(fields: Fields) -> SampleRequest:
     """The request of an asample body. Raises GatewayError (INVALID)."""
     request = SampleRequest(prompt=model_input_from_json(fields.raw("prompt"), "prompt"))
     _read_source(request, fields)
-    if (seq_id := fields.optional_integer("seq_id", bits=64)) is not None:
+    seq_id = fields.optional_integer("seq_id", bits=64)
+    # It counts the calls to a sampler, and means nothing without one.
+    if seq_id is not None and request.WhichOneof("source") == "sampler_id":
         request.seq_id = seq_id
     samples = fields.optional_integer("num_samples")
     request.num_samples = 1 if samples is None else samples
