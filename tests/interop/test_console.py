@@ -106,8 +106,8 @@ def test_the_sdks_own_command(direct_sdk: Sdk, direct: Any, tmp_path: Path) -> N
     done = direct_sdk.command("checkpoint", "delete", "--yes", made["state"])
     assert done.returncode == 0, done.stdout + done.stderr
     if direct_sdk.name == NEWEST:
-        (model,) = direct_sdk.command_json("model", "list")["models"]
-        assert model["model_name"] == direct_sdk.base_model
+        models = direct_sdk.command_json("model", "list")["models"]
+        (model,) = (one for one in models if one["model_name"] == direct_sdk.base_model)
         assert model["trainable"]
         assert model["sampleable"]
 

@@ -35,5 +35,7 @@ def test_the_reinforcement_learning_loop(
     assert len(rewards) == 12
     assert mean(rewards[-3:]) > mean(rewards[:3]) + 0.1
     # What was sampled is scored the same by the model that sampled it.
-    for values in one(seen, "kl")["values"].values():
+    values_by_key = one(seen, "kl")["values"]
+    assert values_by_key
+    for values in values_by_key.values():
         assert all(abs(value) < 1e-3 for value in values), values

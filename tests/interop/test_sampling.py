@@ -72,14 +72,18 @@ def test_sampling_and_scoring(sdk: Sdk, sampling_reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("tinker", [NEWEST], indirect=True)
-def test_with_the_completion_queue(direct_sdk: Sdk, sampling_reference: Reference) -> None:
-    """retrieve_futures in place of one poll a sample, and clones that are given their number."""
-    flags = {"sample_use_retrieve_futures": True, "sample_join_sampling_session": True}
+@pytest.mark.parametrize("queue", [True, False])
+def test_with_and_without_the_completion_queue(
+    queue: bool, direct_sdk: Sdk, sampling_reference: Reference
+) -> None:
+    """retrieve_futures in place of one poll a sample, and clones that are given their number, are
+    what the door asks for; without it is each sample on its own."""
+    flags = {"sample_use_retrieve_futures": queue, "sample_join_sampling_session": queue}
     with WireTap(direct_sdk.url.removeprefix("http://"), flags=flags) as tap:
         seen = direct_sdk.at(tap.url).run("sampling")
     check(seen, sampling_reference, True)
-    assert tap.of("retrieve_futures")
-    assert [post.status for post in tap.of("join_sampling_session")] == [200]
+    assert bool(tap.of("retrieve_futures")) == queue
+    assert [post.status for post in tap.of("join_sampling_session")] == [200] * queue
 
 
 @pytest.mark.parametrize("tinker", [NEWEST], indirect=True)

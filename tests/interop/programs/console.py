@@ -98,7 +98,7 @@ def program() -> None:
     tell("expiring", expires=entry(state)["expires"])
     rest.set_checkpoint_ttl_from_tinker_path(state, None).result()
     tell("kept", expires=entry(state)["expires"])
-    tell_files(service, model, rest, state)
+    tell_files(model, rest, state)
     rest.delete_checkpoint_from_tinker_path(state).result()
     left = [one.tinker_path for one in rest.list_checkpoints(model.model_id).result().checkpoints]
     tell("deleted", left=left)
@@ -106,7 +106,7 @@ def program() -> None:
     tell("no such run", failure=failure(lambda: rest.get_training_run("nobody:train:7")))
 
 
-def tell_files(service: Any, model: Any, rest: Any, state: str) -> None:
+def tell_files(model: Any, rest: Any, state: str) -> None:
     """The files of a checkpoint, as each version gets at them."""
     if VERSION < (0, 38):
         answer = rest.get_checkpoint_archive_url_from_tinker_path(state).result()
@@ -116,7 +116,7 @@ def tell_files(service: Any, model: Any, rest: Any, state: str) -> None:
     urls = rest.get_external_weights_urls(path).result()
     files = {name: hashlib.sha256(download(url)).hexdigest() for name, url in urls.urls.items()}
     tell("external", path=path, files=files, expires=str(urls.expires))
-    copied = rest.copy_weights(state, ttl_seconds=7200).result()
+    copied = rest.copy_weights(state, "archive", ttl_seconds=7200).result()
     tell("copied", path=copied)
     rest.delete_checkpoint_from_tinker_path(path).result()
 

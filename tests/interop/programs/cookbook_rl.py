@@ -99,7 +99,7 @@ def program() -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     key = "env/all/reward/total"
     tell("rewards", rewards=[line[key] for line in lines if key in line])
-    keys = sorted({key for line in lines for key in line if "kl" in key})
+    keys = sorted({key for line in lines for key in line if key.startswith("optim/kl")})
     tell("kl", values={key: [line[key] for line in lines if key in line] for key in keys})
 
 

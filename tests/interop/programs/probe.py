@@ -103,7 +103,7 @@ def of_service(w: World) -> Calls:
     lora = {"base_model": BASE_MODEL, "rank": 4, "seed": 1}
     service = w.service
     return {
-        "get_server_capabilities": service.get_server_capabilities,
+        "get_server_capabilities": lambda: service.get_server_capabilities(),
         "get_server_capabilities_async": lambda: service.get_server_capabilities_async(),
         "create_lora_training_client": lambda: service.create_lora_training_client(**lora),
         "create_lora_training_client_async": lambda: service.create_lora_training_client_async(
@@ -128,12 +128,12 @@ def of_service(w: World) -> Calls:
         "create_rest_client": lambda: (
             service.create_rest_client().get_training_run(w.model.model_id).result()
         ),
-        "copy_weights": lambda: service.copy_weights(w.state),
+        "copy_weights": lambda: tinker.ServiceClient(project_id="archive").copy_weights(w.state),
         "create_custom_loss": lambda: service.create_custom_loss(
             per_datum, {"logprobs": 1, "weights": 1}
         ),
-        "get_console_url": service.get_console_url,
-        "get_telemetry": service.get_telemetry,
+        "get_console_url": lambda: service.get_console_url(),
+        "get_telemetry": lambda: service.get_telemetry(),
         "holder": lambda: service.holder,
         "close": lambda: tinker_session().close("success", "done"),
     }
@@ -149,14 +149,16 @@ def tinker_session() -> tinker.ServiceClient:
 def of_training(w: World) -> Calls:
     model = w.model
     calls: Calls = {
-        "get_info": model.get_info,
+        "get_info": lambda: model.get_info(),
         "get_info_async": lambda: model.get_info_async(),
-        "get_tokenizer": model.get_tokenizer,
+        "get_tokenizer": lambda: model.get_tokenizer(),
         "get_console_url": lambda: model.get_console_url(),
-        "get_telemetry": model.get_telemetry,
+        "get_telemetry": lambda: model.get_telemetry(),
         "create_sampling_client": lambda: model.create_sampling_client(w.weights),
         "create_sampling_client_async": lambda: model.create_sampling_client_async(w.weights),
-        "save_weights_and_get_sampling_client": model.save_weights_and_get_sampling_client,
+        "save_weights_and_get_sampling_client": lambda: (
+            model.save_weights_and_get_sampling_client()
+        ),
         "save_weights_and_get_sampling_client_async": lambda: (
             model.save_weights_and_get_sampling_client_async()
         ),
@@ -233,7 +235,7 @@ def of_rest(w: World) -> Calls:
         "get_checkpoint_archive_url": lambda: (run, w.one_more_id()),
         "get_checkpoint_archive_url_from_tinker_path": lambda: (w.state,),
         "get_external_weights_urls": lambda: (w.external(),),
-        "copy_weights": lambda: (w.state,),
+        "copy_weights": lambda: (w.state, "project"),
         "assign_session_project": lambda: (w.session_id, "project"),
         "export_session_trace": lambda: (w.session_id,),
         "get_audit_log": tuple,
