@@ -66,6 +66,21 @@ def test_rows_alone(
         assert float((part.double() - right).norm()) < 1e-4 * float(right.norm())
 
 
+def test_logits_are_there_for_a_tile_of_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    heights: list[int] = []
+    product = reverse_kl.float32_logits
+
+    def watched(hidden: Tensor, unembedding: Unembedding) -> Tensor:
+        heights.append(len(hidden))
+        return product(hidden, unembedding)
+
+    monkeypatch.setattr(reverse_kl, "float32_logits", watched)
+    monkeypatch.setattr(reverse_kl, "TILE_ELEMENTS", 50 * 4 + 3)
+    rows = Rows(torch.randn(11, 8), Unembedding(torch.randn(50, 8), None, None))
+    weighted_divergence(rows, rows, torch.ones(11), 1.0)
+    assert heights == [4, 4, 4, 4, 3, 3]
+
+
 def test_a_bfloat16_unembedding_is_read_as_float32() -> None:
     numbers = torch.Generator().manual_seed(1)
     weight = torch.randn(9000, 8, generator=numbers).bfloat16()  # more than one piece
