@@ -8,6 +8,7 @@ import pytest
 
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.dialects.tinker.rollout_correction_json import rollout_correction_from_json
+from tinkergate.dialects.tinker.write_requests import rollout_correction_json
 from tinkergate.errors import GatewayError
 from tinkergate.v1 import RolloutCorrection
 
@@ -51,3 +52,21 @@ def test_what_would_compute_something_else_is_refused(name: str, value: Any) -> 
     with pytest.raises(GatewayError) as caught:
         rollout_correction_from_json(fields)
     assert [v.field for v in caught.value.violations] == [f"rollout_correction_config.{name}"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"threshold": 2.0, "lower_threshold": 0.5, "weight_cap": 1.1},
+        {"threshold": 1.1},
+        {"lower_threshold": 1 / 3},
+        {"weight_cap": 0.3},
+        {"threshold": 1e300, "lower_threshold": 1e-300},
+    ],
+)
+def test_what_is_written_is_read_again(fields: dict[str, float]) -> None:
+    correction = RolloutCorrection(**fields)
+    told = rollout_correction_json(correction)
+    assert rollout_correction_from_json(Fields(told)) == correction
+    if len(fields) == 3:
+        assert told == PUBLIC_SCRIPT

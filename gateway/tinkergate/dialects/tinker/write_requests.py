@@ -88,15 +88,20 @@ def config_json(config: Mapping[str, ConfigValue]) -> dict[str, Any]:
 
 
 def rollout_correction_json(correction: RolloutCorrection) -> dict[str, Any]:
-    """MinT's `rollout_correction_config` of create_model (wire section 13.5), by the names that
-    MinT's public script uses."""
-    told: dict[str, Any] = {}
-    if correction.HasField("threshold") or correction.HasField("lower_threshold"):
+    """MinT's `rollout_correction_config` of create_model (wire section 13.5), by the names that MinT
+    takes from verl: with both bounds just as MinT's public script has it. Of "seq_sum_k1" with one
+    bound verl makes the other its inverse, so there the older name stands, and which bound it is."""
+    told: dict[str, Any] = {"bypass_mode": True, "loss_type": "reinforce"}
+    high, low = correction.HasField("threshold"), correction.HasField("lower_threshold")
+    if high and low:
+        told["rollout_rs"] = "seq_sum_k1"
+        told["rollout_rs_threshold"] = f"{correction.lower_threshold}_{correction.threshold}"
+    elif high or low:
         told["rollout_rs"] = "sequence"
-    if correction.HasField("threshold"):
-        told["rollout_rs_threshold"] = correction.threshold
-    if correction.HasField("lower_threshold"):
-        told["rollout_rs_threshold_lower"] = correction.lower_threshold
+        if high:
+            told["rollout_rs_threshold"] = correction.threshold
+        else:
+            told["rollout_rs_threshold_lower"] = correction.lower_threshold
     if correction.HasField("weight_cap"):
         told["rollout_is"] = "sequence"
         told["rollout_is_threshold"] = correction.weight_cap
