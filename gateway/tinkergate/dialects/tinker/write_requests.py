@@ -88,9 +88,9 @@ def config_json(config: Mapping[str, ConfigValue]) -> dict[str, Any]:
 
 
 def rollout_correction_json(correction: RolloutCorrection) -> dict[str, Any]:
-    """MinT's `rollout_correction_config` of create_model (wire section 13.5), by the names that MinT
-    takes from verl: with both bounds just as MinT's public script has it. Of "seq_sum_k1" with one
-    bound verl makes the other its inverse, so there the older name stands, and which bound it is."""
+    """MinT's `rollout_correction_config` of create_model (wire section 13.5), by the names that it
+    has from verl: with both bounds just as MinT's public script has it. Of "seq_sum_k1" with one
+    bound verl makes the other its inverse; the older name says which bound there is."""
     told: dict[str, Any] = {"bypass_mode": True, "loss_type": "reinforce"}
     high, low = correction.HasField("threshold"), correction.HasField("lower_threshold")
     if high and low:
