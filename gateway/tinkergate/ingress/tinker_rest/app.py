@@ -59,6 +59,7 @@ MINT_LIVE = frozenset(
         f"{API}/create_sampling_session",
         f"{API}/asample",
         f"{API}/retrieve_future",
+        models.FREE,
         f"{API}/training_runs/{{run_id}}/checkpoints/{{kind}}/{{name}}/archive",
     }
 )

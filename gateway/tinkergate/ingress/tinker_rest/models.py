@@ -18,6 +18,9 @@ from tinkergate.ingress.tinker_rest.errors import json_response
 from tinkergate.ingress.tinker_rest.futures import LOAD_CREATE
 from tinkergate.v1 import CreateModelRequest, GetModelRequest, Operation, UnloadModelRequest
 
+FREE = f"{API}/models/{{model_id}}"
+"""MinT's own way to unload a model (wire section 13.4)."""
+
 
 def routes(context: Context) -> list[Route]:
     """The routes."""
@@ -26,6 +29,7 @@ def routes(context: Context) -> list[Route]:
         Route(f"{API}/create_model", models.create, methods=["POST"]),
         Route(f"{API}/get_info", models.get_info, methods=["POST"]),
         Route(f"{API}/unload_model", models.unload, methods=["POST"]),
+        Route(FREE, models.free, methods=["DELETE"]),
     ]
 
 
@@ -50,6 +54,12 @@ class _Models:
         fields = await json_fields(request)
         asked = UnloadModelRequest(model_id=fields.text("model_id"))
         return future_response(await self._models.unload(asked))
+
+    async def free(self, request: Request) -> Response:
+        """Frees a model after what was submitted before; nobody is told when that is done."""
+        asked = UnloadModelRequest(model_id=request.path_params["model_id"])
+        await self._models.unload(asked)
+        return Response(status_code=204)
 
 
 async def create_from_checkpoint(context: Context, fields: Fields, request: Request) -> Response:

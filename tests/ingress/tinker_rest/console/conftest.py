@@ -106,7 +106,9 @@ async def open_house(micro_model_dir: Path, tmp_path: Path) -> AsyncIterator[Ope
         )
         url = f"http://{await door.start(gateway)}"
         key = KEY if profile == "full" else "sk-" + KEY
-        client = httpx.AsyncClient(base_url=url, headers={"X-API-Key": key}, timeout=30)
+        client = httpx.AsyncClient(
+            base_url=url, headers={"X-API-Key": key}, timeout=30, trust_env=False
+        )
         opened.append((door, gateway, client))
         return House(gateway, url, client)
 

@@ -51,7 +51,7 @@ async def test_the_later_clients_read_the_link(house: Any) -> None:
 async def test_the_archive_is_the_folder(house: Any, tmp_path: Path) -> None:
     model = await house.model()
     url = await archive_url(house, await house.save(model, "weights", "a"))
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
         response = await stranger.get(url)
         head = await stranger.head(url)
     assert response.status_code == 200
@@ -74,7 +74,7 @@ async def test_the_archive_is_the_folder(house: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", [0, 1, 11, 700, 66_000])
 async def test_a_download_goes_on_where_it_broke_off(house: Any, first: int) -> None:
     url = await archive_url(house, await house.save(await house.model(), "weights", "a"))
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
         whole = await stranger.get(url)
         headers = {"Range": f"bytes={first}-", "If-Range": whole.headers["etag"]}
         rest = await stranger.get(url, headers=headers)
@@ -88,7 +88,7 @@ async def test_another_archive_is_sent_whole(house: Any) -> None:
     """What was read of the first must not be glued to the rest of the second."""
     model = await house.model()
     url = await archive_url(house, await house.save(model, "weights", "a"))
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
         etag = (await stranger.get(url)).headers["etag"]
         request = SaveStateRequest(model_id=model, name="a", overwrite=True)
         await house.wait(await house.gateway.training.submit(request))
@@ -103,14 +103,14 @@ async def test_each_file_has_a_link(house: Any) -> None:
     told = (await house.get(f"{house.route(path)}/external_weights_urls")).json()
     assert sorted(told["urls"]) == [*FILES[:2], "tinkergate.json"]
     assert datetime.fromisoformat(told["expires"]) > datetime.now(UTC)
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
         for name, url in told["urls"].items():
             response = await stranger.get(url)
             assert response.status_code == 200, name
             digest = base64.b64encode(hashlib.sha256(response.content).digest()).decode()
             assert response.headers["repr-digest"] == f"sha-256=:{digest}:"
             assert response.headers["accept-ranges"] == "bytes"
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
         config = (await stranger.get(told["urls"]["adapter_config.json"])).json()
     assert (config["peft_type"], config["r"]) == ("LORA", 4)
     assert config["base_model_name_or_path"] == BASE
@@ -129,7 +129,7 @@ async def test_each_file_has_a_link(house: Any) -> None:
 async def test_ranges_of_a_file(house: Any, asked: str, first: int, end: int | None) -> None:
     path = await house.save(await house.model(), "external_weights", "e")
     urls = (await house.get(f"{house.route(path)}/external_weights_urls")).json()["urls"]
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
         url = urls["adapter_model.safetensors"]
         whole = (await stranger.get(url)).content
         part = await stranger.get(url, headers={"Range": f"bytes={asked}"})
@@ -143,7 +143,7 @@ async def test_ranges_of_a_file(house: Any, asked: str, first: int, end: int | N
 async def test_ranges_that_are_none(house: Any) -> None:
     path = await house.save(await house.model(), "external_weights", "e")
     urls = (await house.get(f"{house.route(path)}/external_weights_urls")).json()["urls"]
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
         url = urls["adapter_config.json"]
         whole = await stranger.get(url)
         size = len(whole.content)
@@ -172,7 +172,7 @@ async def test_links_that_are_not_good(house: Any) -> None:
         "odd": f"{parts.scheme}://{parts.netloc}{parts.path}?expires=x&signature=%00%ff",
         "of another secret": SignedUrls(bytes(32)).link(house.url, parts.path).url,
     }
-    async with httpx.AsyncClient(headers=dict(house.client.headers)) as client:
+    async with httpx.AsyncClient(headers=dict(house.client.headers), trust_env=False) as client:
         for what, link in bad.items():
             response = await client.get(link)
             assert response.status_code == 403, what
@@ -210,7 +210,7 @@ async def test_mint_has_the_archive_alone(open_house: Any) -> None:
     house = await open_house(profile="mint")
     path = await house.save(await house.model(), "weights", "a")
     url = await archive_url(house, path)
-    async with httpx.AsyncClient() as stranger:
+    async with httpx.AsyncClient(trust_env=False) as stranger:
         assert (await stranger.get(url)).status_code == 200
     model, route = path.split("/")[2], house.route(path)
     for planned in (
