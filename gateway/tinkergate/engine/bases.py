@@ -18,6 +18,11 @@ from tinkergate.engine.scorer import Scorer
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 
 
+_LOADING = threading.Lock()
+"""Held while `transformers` loads a model: it does so wrongly in two threads at once, and a process
+may have several engines."""
+
+
 class LoadedBase:
     """A base model, its adapters, and its lanes."""
 
@@ -74,5 +79,6 @@ class Bases:
         return load
 
     def _load(self, name: str, folder: Path) -> LoadedBase:
-        base = BaseModel.load(folder, name=name, device=self._device, dtype=self._dtype)
+        with _LOADING:
+            base = BaseModel.load(folder, name=name, device=self._device, dtype=self._dtype)
         return LoadedBase(self._scheduler, base, self._limits)
