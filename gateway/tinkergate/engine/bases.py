@@ -17,7 +17,6 @@ from tinkergate.engine.scheduler import Queue, Scheduler
 from tinkergate.engine.scorer import Scorer
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 
-
 _LOADING = threading.Lock()
 """Held while `transformers` loads a model: it does so wrongly in two threads at once, and a process
 may have several engines."""
