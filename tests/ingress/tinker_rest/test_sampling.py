@@ -140,7 +140,7 @@ async def test_every_form_of_stop_is_taken(rest: Any, stop: Any) -> None:
 async def test_too_much_at_once_is_told_by_429_and_taken_later(open_rest: Any) -> None:
     async with open_rest(core={"max_running_samples": 2}) as rest:
         sampler = await rest.sampler()
-        long = {"sampling_params": {"max_tokens": 300}, "sampling_session_id": sampler}
+        long = {"sampling_params": {"max_tokens": 60}, "sampling_session_id": sampler}
         first = await rest.ok("asample", asking(0, **long))
 
         refused = await rest.post("asample", asking(1, sampling_session_id=sampler))
@@ -192,9 +192,12 @@ async def test_a_poll_ends_before_its_caller_gives_up(rest: Any) -> None:
 
 
 async def test_large_results_are_announced_to_those_who_ask(rest: Any) -> None:
-    model = await rest.model()
-    data = [datum(list(range(3, 503))) for _ in range(600)]
-    future = await rest.ok("forward_backward", forward_backward(model, 1, *data))
+    body = asking(
+        sampling_session_id=await rest.sampler(),
+        tokens=list(range(3, 303)),
+        topk_prompt_logprobs=512,
+    )
+    future = await rest.ok("asample", body)
     poll = {"request_id": future["request_id"], "allow_metadata_only": True}
     whole = {accept: await rest.retrieve(future["request_id"], accept) for accept in FORMS}
 
