@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,3 +311,59 @@ def _logprobs(base: BaseModel) -> Tensor:
     positions = torch.arange(len(TOKENS))
     hidden = base.hidden(TOKENS, positions, PackedPlan([len(TOKENS)]))
     return torch.log_softmax(base.logits(hidden), dim=-1)
+
+
+def test_a_copy_holds_the_same_and_says_something_else(tmp_path: Path) -> None:
+    save(tmp_path / "a", metadata={"note": "one", "kept": True})
+    made = checkpoint.copy(tmp_path / "a", tmp_path / "far" / "b", {"note": "two"})
+    assert made.metadata == {"note": "two", "kept": True}
+    assert made.optimizer_steps == 7
+    checkpoint.remove(tmp_path / "a")
+    loaded = checkpoint.load(tmp_path / "far" / "b")
+    assert_same(loaded.weights, make_weights())
+    assert loaded.optimizer is not None
+    assert_same(loaded.optimizer.exp_avg, make_optimizer().exp_avg)
+    assert loaded.size_bytes == made.size_bytes
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK])
+def test_a_copy_needs_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, "no links here")
+
+    save(tmp_path / "a")
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoint.copy(tmp_path / "a", tmp_path / "b", {})
+    weights = "adapter_model.safetensors"
+    assert not (tmp_path / "a" / weights).samefile(tmp_path / "b" / weights)
+    assert_same(checkpoint.load(tmp_path / "b").weights, make_weights())
+
+
+def test_a_copy_of_what_is_replaced_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some files would be the old ones, some the new."""
+    save(tmp_path / "a")
+    link = os.link
+
+    def replace_first(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        save(tmp_path / "a", weights=make_weights(2.0), overwrite=True)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", replace_first)
+    with pytest.raises(GatewayError, match="was replaced while it was copied"):
+        checkpoint.copy(tmp_path / "a", tmp_path / "b", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_files_are_told_with_their_digests(tmp_path: Path) -> None:
+    size = save(tmp_path / "a")
+    found = checkpoint.files(tmp_path / "a")
+    assert sum(facts.size for facts in found.values()) == size
+    for name, facts in found.items():
+        data = (tmp_path / "a" / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).digest()) == (facts.size, facts.sha256)
+    (tmp_path / "a" / "optimizer.safetensors").unlink()
+    with pytest.raises(GatewayError, match=r"optimizer\.safetensors"):
+        checkpoint.files(tmp_path / "a")

@@ -180,7 +180,10 @@ def files(folder: Path) -> dict[str, FileFacts]:
     for name in record.files:
         _check_size(folder, name, record)
     found = {name: FileFacts(f.size, bytes.fromhex(f.sha256)) for name, f in record.files.items()}
-    data = (folder / RECORD_FILE).read_bytes()
+    try:
+        data = (folder / RECORD_FILE).read_bytes()
+    except OSError as error:
+        raise _damaged(folder / RECORD_FILE, f"it cannot be read: {error.strerror}") from error
     return {**found, RECORD_FILE: FileFacts(len(data), hashlib.sha256(data).digest())}
 
 

@@ -108,14 +108,18 @@ class StoredCheckpoints:
             raise _no_file(path, name)
         try:
             file = await asyncio.to_thread((folder / name).open, "rb")
-        except FileNotFoundError:
-            raise _no_file(path, name) from None
-        try:
+        except OSError as error:
+            raise _unreadable(path, name, error) from error
+        with file:
             file.seek(offset)
-            while data := await asyncio.to_thread(file.read, PIECE_BYTES):
+            while True:
+                try:
+                    data = await asyncio.to_thread(file.read, PIECE_BYTES)
+                except OSError as error:
+                    raise _unreadable(path, name, error) from error
+                if not data:
+                    return
                 yield data
-        finally:
-            file.close()
 
 
 def _no_file(path: str, name: str) -> GatewayError:
@@ -123,4 +127,14 @@ def _no_file(path: str, name: str) -> GatewayError:
         Kind.NOT_FOUND,
         ErrorReason.ERROR_REASON_CHECKPOINT_NOT_FOUND,
         f"checkpoint {path!r} has no file {name[:200]!r}",
+    )
+
+
+def _unreadable(path: str, name: str, error: OSError) -> GatewayError:
+    if isinstance(error, FileNotFoundError):
+        return _no_file(path, name)
+    return GatewayError(
+        Kind.UNAVAILABLE,
+        ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE,
+        f"{name} of checkpoint {path!r} cannot be read: {error.strerror}",
     )
