@@ -40,7 +40,8 @@ def routes(context: Context) -> list[Route]:
         expires = downloads.archive_link(base_url, checkpoint).expires
         links = {file.name: downloads.file_link(base_url, checkpoint, file.name) for file in held}
         urls = {name: link.url for name, link in links.items()}
-        return json_response({"urls": urls, "expires": expires.isoformat()})
+        told = {"urls": urls, "expires": expires.isoformat()}
+        return json_response(told, headers={"cache-control": "no-store"})
 
     return [
         Route(f"{CHECKPOINT}/archive", archive),
