@@ -176,6 +176,19 @@ async def test_heads_are_bounded_in_size_and_time(open_door: Any) -> None:
             writer.close()
 
 
+async def test_a_body_that_stops_coming_is_given_up(open_door: Any) -> None:
+    async with open_door(head_timeout=0.2) as opened:
+        reader, writer = await opened.raw()
+        writer.write(
+            b"POST /api/v1/create_session HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"
+        )
+
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+
+        assert head.startswith(b"HTTP/1.1 504")
+        writer.close()
+
+
 async def test_connections_are_kept_and_answers_tell_their_request(open_door: Any) -> None:
     async with open_door() as opened:
         reader, writer = await opened.raw()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import zstandard
 from starlette.requests import Request
@@ -25,7 +26,8 @@ async def read_body(request: Request) -> bytes:
         raise too_large(int(declared), limit)
     pieces: list[bytes] = []
     size = 0
-    async for piece in request.stream():
+    stream = request.stream()
+    while (piece := await _next_piece(stream, request.scope["state"]["pause_limit"])) is not None:
         size += len(piece)
         if size > limit:
             raise too_large(size, limit)
@@ -44,6 +46,20 @@ async def read_body(request: Request) -> bytes:
         ErrorReason.ERROR_REASON_INVALID_FIELD,
         f"content-encoding is {encoding!r}; must be 'zstd' or none",
     )
+
+
+async def _next_piece(stream: AsyncGenerator[bytes, None], limit: float) -> bytes | None:
+    """The next piece of a body, None after the last. Raises GatewayError (DEADLINE) if it does not
+    come in time."""
+    try:
+        async with asyncio.timeout(limit):
+            return await anext(stream, None)
+    except TimeoutError:
+        raise GatewayError(
+            Kind.DEADLINE,
+            ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
+            f"nothing came of the body for {limit:g} s",
+        ) from None
 
 
 def decompressed(body: bytes, limit: int) -> bytes:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.ingress.calls import internal_error, refusal_facts, request_id
+from tinkergate.ingress.http.settings import HttpSettings
 from tinkergate.telemetry import log_event
 
 Render = Callable[[GatewayError, str], Response]
@@ -37,15 +38,16 @@ class Calls:
     """Surrounds the app of a dialect: gives calls their id, tells failures by `render`, and logs
     outcomes. Calls that succeed on a path that ends with one of `quiet` are logged at debug level.
 
-    What the app finds in `scope["state"]`: `request_id`, and `max_body_bytes`.
+    What the app finds in `scope["state"]`: `request_id`, and of the settings `max_body_bytes` and
+    `pause_limit`, the most seconds between the pieces of a body.
     """
 
     def __init__(
-        self, app: ASGIApp, render: Render, *, max_body_bytes: int, quiet: tuple[str, ...]
+        self, app: ASGIApp, render: Render, settings: HttpSettings, *, quiet: tuple[str, ...]
     ) -> None:
         self._app = app
         self._render = render
-        self._max_body_bytes = max_body_bytes
+        self._settings = settings
         self._quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +55,11 @@ class Calls:
         if scope["type"] != "http":
             return
         call = _Call(scope, receive, send)
-        scope["state"] = {"request_id": call.id, "max_body_bytes": self._max_body_bytes}
+        scope["state"] = {
+            "request_id": call.id,
+            "max_body_bytes": self._settings.max_body_bytes,
+            "pause_limit": self._settings.head_timeout,
+        }
         failure: BaseException | None = None
         facts: dict[str, object] = {}
         level = logging.DEBUG if scope["path"].endswith(self._quiet) else logging.INFO

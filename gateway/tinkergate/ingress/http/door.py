@@ -85,7 +85,7 @@ class HttpDoor:
         tinker = Calls(
             TinkerRest(context),
             error_response,
-            max_body_bytes=settings.max_body_bytes,
+            settings,
             quiet=QUIET,
         )
         # A dialect with paths of its own goes before it; whatever belongs to none ends here.
