@@ -7,6 +7,7 @@ or a checkpoint, gets one on demand, of which a bounded number is kept.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from tinkergate.dialects.tinker.json_text import read_json
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.v1 import SampleRequest, ScoreRequest
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class UpstreamSampler:
@@ -32,6 +35,8 @@ class UpstreamSampler:
     source: dict[str, str] | None
     """What it was made of, as create_sampling_session asks for it; None for weights that were
     never saved."""
+    left_behind: str = ""
+    """The service's path of a checkpoint that was saved for this sampler alone."""
     _calls: int = 0
 
     def next_call(self) -> int:
@@ -97,6 +102,7 @@ class UpstreamSamplers:
                 made = UpstreamSampler(saved.sampler_id, session, None)
             else:
                 made = await self._made(session, {"model_path": saved.path}, sampler_id)
+                made.left_behind = saved.path
         except BaseException:
             self._sessions.release(model.session_key)
             raise
@@ -105,7 +111,15 @@ class UpstreamSamplers:
     def close_sampler(self, sampler_id: str) -> None:
         """Let go of a sampler; the service does so at the end of the session. Unknown ids are no
         error."""
-        if self._samplers.pop(sampler_id, None) is not None:
+        sampler = self._samplers.pop(sampler_id, None)
+        if sampler is not None:
+            if sampler.left_behind:
+                _log.info(
+                    "backend %s: %s, saved for sampler %s alone, stays there",
+                    self._service.name,
+                    sampler.left_behind,
+                    sampler_id,
+                )
             self._sessions.release(session_key(sampler_id))
 
     def forget(self, model_path: str) -> None:
