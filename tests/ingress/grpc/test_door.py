@@ -86,7 +86,7 @@ async def test_every_service_of_the_contract_is_served_healthy_and_reflected(ope
             message.DESCRIPTOR, "file", message.DESCRIPTOR
         ).services_by_name.values()
     }
-    assert len(contract) == 8
+    assert len(contract) == 10
     async with open_door() as (_, address), grpc.aio.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for service in ("", *contract):
