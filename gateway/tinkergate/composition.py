@@ -97,7 +97,7 @@ async def _open_engine(name: str, table: LocalBackendTable, config: Config) -> L
         from tinkergate.backends.local.opening import open_backend
     except ModuleNotFoundError as error:
         raise GatewayError(
-            Kind.PRECONDITION,
+            Kind.UNAVAILABLE,
             ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE,
             f"the embedded engine needs {error.name}: pip install 'tinkergate[engine]', or do "
             "without the engine by TINKERGATE_ENGINE_ENABLED=false",

@@ -15,7 +15,7 @@ OPERATION = "proto/tinkergate/v1/operation.proto"
 @pytest.fixture
 def copy(root: Path, tmp_path: Path) -> Path:
     """The contract, its generated code and the generator, to be spoilt."""
-    for folder in ("proto", "gateway/tinkergate/v1"):
+    for folder in ("proto", "gateway/tinkergate/v1", "gateway/tinkergate/dialects"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(root / folder, tmp_path / folder, ignore=ignored)
     (tmp_path / "scripts").mkdir()
