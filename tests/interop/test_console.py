@@ -103,7 +103,7 @@ def test_the_sdks_own_command(direct_sdk: Sdk, direct: Any, tmp_path: Path) -> N
     for arguments in (("set-ttl", made["state"], "--ttl", "7200"), ("publish", made["state"])):
         done = direct_sdk.command("checkpoint", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-    done = direct_sdk.command("checkpoint", "delete", "--yes", made["state"])
+    done = direct_sdk.command("checkpoint", "delete", made["state"], "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     if direct_sdk.name == NEWEST:
         models = direct_sdk.command_json("model", "list")["models"]
