@@ -13,7 +13,9 @@ from transformers import AutoTokenizer
 def same_output(told: dict[str, Any], expected: dict[str, Any]) -> None:
     """The logprobs of every datum, and every figure."""
     assert told["logprobs"] == expected["logprobs"], told["what"]
-    assert told["metrics"] == expected["metrics"], told["what"]
+    # A loss that the backend lacks is computed by the gateway, which says so by one more figure.
+    metrics = {k: v for k, v in told["metrics"].items() if k != "surrogate_loss:sum"}
+    assert metrics == expected["metrics"], told["what"]
 
 
 def test_training(
