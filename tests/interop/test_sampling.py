@@ -63,7 +63,11 @@ def check(seen: Any, reference: Reference, newest: bool) -> None:
         assert last[:-3] == [None] * (len(PROMPT) - 3)
 
 
-def test_sampling_and_scoring(sdk: Sdk, sampling_reference: Reference) -> None:
+def test_sampling_and_scoring(
+    request: pytest.FixtureRequest, sdk: Sdk, sampling_reference: Reference
+) -> None:
+    if sdk.name == "tinker-0.38.0" and "mint" in request.node.callspec.params.values():
+        pytest.xfail("MinT has no topk_sample_logprobs: the gateway refuses it by name")
     seen = sdk.run("sampling")
     named = one(seen, "named")
     assert named["path"] == f"tinker://{named['model_id']}/sampler_weights/named"
