@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interop_sdk import NEWEST, Sdk, one
+from interop_sdk import NEWEST, TINKERS, Sdk, one
 
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 
@@ -103,8 +103,13 @@ def test_the_sdks_own_command(direct_sdk: Sdk, direct: Any, tmp_path: Path) -> N
     for arguments in (("set-ttl", made["state"], "--ttl", "7200"), ("publish", made["state"])):
         done = direct_sdk.command("checkpoint", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-    done = direct_sdk.command("checkpoint", "delete", made["state"], "--yes")
+    # 0.22.0 deletes by run only: where it is given paths it calls its own command `list` on them.
+    by_run = direct_sdk.name == TINKERS[0]
+    which = ("--run-id", made["model_id"]) if by_run else (made["state"],)
+    done = direct_sdk.command("checkpoint", "delete", *which, "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
+    listed = direct_sdk.command_json("checkpoint", "list", "--run-id", made["model_id"])
+    assert listed["checkpoints"] == []
     if direct_sdk.name == NEWEST:
         models = direct_sdk.command_json("model", "list")["models"]
         (model,) = (one for one in models if one["model_name"] == direct_sdk.base_model)
