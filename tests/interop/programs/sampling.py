@@ -23,6 +23,7 @@ from program import (
     BASE_MODEL,
     VERSION,
     data,
+    failure,
     main,
     new_model,
     result,
@@ -96,7 +97,10 @@ def program() -> None:
     asyncio.run(tell_many(named))
     tell_other_process(named)
     if VERSION >= (0, 38):
-        tell_since_038(named)
+        if ARGUMENTS.get("is_mint"):
+            tell_refused(named)
+        else:
+            tell_since_038(named)
 
 
 async def tell_many(sampler: Any) -> None:
@@ -155,6 +159,20 @@ def tell_since_038(sampler: Any) -> None:
     )
     last = sampler.compute_logprobs(prompt(), prompt_logprobs_last_n=3).result()
     tell("last scores", logprobs=last)
+
+
+def tell_refused(sampler: Any) -> None:
+    """What the newest SDK can ask for and MinT does not have, each on its own."""
+    params = types.SamplingParams(max_tokens=2, seed=3)
+    later: dict[str, dict[str, Any]] = {
+        "topk_sample_logprobs": {"topk_sample_logprobs": 3},
+        "target_prompt_logprobs": {"target_prompt_logprobs": tensor(TARGET_PROMPT_TOKENS, "int64")},
+        "prompt_alt_tokens_k": {"prompt_alt_tokens_k": 2},
+        "prompt_logprobs_last_n": {"prompt_logprobs_last_n": 4, "include_prompt_logprobs": True},
+    }
+    for field, options in later.items():
+        call = lambda options=options: sampler.sample(prompt(), 1, params, **options)  # noqa: E731
+        tell("refused", field=field, failure=failure(call))
 
 
 if __name__ == "__main__":
