@@ -39,8 +39,8 @@ def reference(session: Session, direct: Any) -> interop_reference.Seen:
     ]
 
 
-def test_refusals(direct_sdk: Sdk, reference: interop_reference.Seen) -> None:
-    seen = direct_sdk.run("refusals", wrong_key="tml-stranger")
+def test_refusals(sdk: Sdk, reference: interop_reference.Seen) -> None:
+    seen = sdk.run("refusals", wrong_key="tml-stranger")
     failures = {line["case"]: line["failure"] for line in of(seen, "refused")}
     assert set(failures) == {*WORDS, "wrong key"}
     for case, words in WORDS.items():
