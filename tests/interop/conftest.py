@@ -91,6 +91,7 @@ def chains(
             gateway = start_door(
                 *("--config", str(config)),
                 engine=False,
+                keys=f"{KEY},{MINT_KEY}",
                 environment={"UPSTREAM_KEY": key},
             )
             doors[kind] = Door(

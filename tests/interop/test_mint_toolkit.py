@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import interop_reference
@@ -11,21 +12,36 @@ import pytest
 from interop_examples import PROMPT, supervised
 from interop_sdk import KEY, MINT_KEY, MINT_TOOLKIT, NEWEST, Sdk, of, one
 
-from tinkergate_client import connect
+from tinkergate_client import connect, reverse_kl_datum
 
 COEFFICIENTS = [0.25, 0.75]
 
 
-@pytest.fixture(scope="module", params=["full", "mint"])
-def mint_door(request: pytest.FixtureRequest, start_door: Any) -> Any:
-    """A gateway of each profile that knows an `sk-` key."""
-    return start_door("--profile", request.param, keys=f"{KEY},{MINT_KEY}")
+@pytest.fixture(scope="module")
+def profiles(start_door: Any) -> Callable[[str], Any]:
+    """Gateways by profile that know an `sk-` key."""
+    return cache(lambda profile: start_door("--profile", profile, keys=f"{KEY},{MINT_KEY}"))
 
 
+@pytest.fixture
+def door_of(profiles: Callable[[str], Any], chains: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A gateway of a profile, or the chain with MinT behind it."""
+
+    def door(which: str) -> Any:
+        chain = chains("mint")
+        if which == "chain":
+            return chain
+        gateway = profiles(which)
+        return chain._replace(grpc=gateway.address, http=gateway.http_address)
+
+    return door
+
+
+@pytest.mark.parametrize("which", ["full", "mint", "chain"])
 def test_the_toolkit(
-    mint_door: Any, micro_model_dir: Any, make_sdk: Callable[..., Sdk], direct: Any
+    which: str, door_of: Callable[[str], Any], make_sdk: Callable[..., Sdk]
 ) -> None:
-    door = direct._replace(grpc=mint_door.address, http=mint_door.http_address)
+    door = door_of(which)
     seen = make_sdk(MINT_TOOLKIT, door, MINT_KEY).run("mint_toolkit")
     paths = one(seen, "saved")["paths"]
     mixed = one(seen, "interpolated")
@@ -36,21 +52,37 @@ def test_the_toolkit(
     assert set(scores) == {*paths, mixed["path"]}
     assert len({str(row) for row in scores.values()}) == 3
 
-    with connect(mint_door.address, api_key=KEY) as client:
+    with connect(door.grpc, api_key=KEY) as client:
         for path, row in scores.items():
             (score,) = client.score([PROMPT], model_path=path)
             assert row[0] is None
             assert row[1:] == score.logprobs[1:].tolist(), path
         # The same training by gRPC.
         with client.create_session() as session:
-            model = interop_reference.new_model(session, direct.base_model)
+            model = interop_reference.new_model(session, door.base_model)
             for told in of(seen, "step"):
                 result = model.forward_backward(interop_reference.data(supervised(4))).result()
                 assert told["logprobs"] == interop_reference.rows(result)
                 interop_reference.step(model)
+            items = [
+                reverse_kl_datum(text, [0.0, *example.floats["weights"]], text)
+                for example in supervised(4)
+                for text in ([*example.tokens, example.targets[-1]],)
+            ]
+            for told in of(seen, "reverse KL"):
+                result = model.forward_backward_reverse_kl(
+                    items, told["reference"], temperature=1.5
+                ).result()
+                # JSON has the shortest text that is read as the same float32.
+                losses = np.float32([np.ravel(loss) for loss in told["losses"]])
+                assert (losses == [output["loss"] for output in result.outputs]).all()
+                assert told["metrics"] == dict(result.metrics)
+            interop_reference.step(model)
+            after = model.forward(interop_reference.data(supervised(4))).result()
+            assert one(seen, "after")["logprobs"] == interop_reference.rows(after)
 
     first, second = of(seen, "reverse KL")
-    assert first["reference"], second["reference"] == paths
+    assert [first["reference"], second["reference"]] == paths
     examples = supervised(4)
     for told in (first, second):
         assert len(told["losses"]) == len(examples)
@@ -62,12 +94,13 @@ def test_the_toolkit(
     assert one(seen, "after")["logprobs"] != steps[-1]["logprobs"]
 
 
-def test_mint_has_no_console_yet(mint_door: Any, direct: Any, make_sdk: Any) -> None:
+@pytest.mark.parametrize("which", ["full", "mint"])
+def test_mint_has_no_console_yet(which: str, door_of: Callable[[str], Any], make_sdk: Any) -> None:
     """The planned routes are 404 in the profile "mint", whose keys are `sk-` keys only."""
-    door = direct._replace(grpc=mint_door.address, http=mint_door.http_address)
+    door = door_of(which)
     seen = make_sdk(MINT_TOOLKIT, door, MINT_KEY).run("planned")
     failures = {line["method"]: line["status"] for line in of(seen, "planned")}
-    is_mint = any(part == "mint" for part in mint_door.process.args)
+    is_mint = which == "mint"
     assert set(failures.values()) == {404 if is_mint else None}
     done = make_sdk(NEWEST, door, KEY).command("--format", "json", "model", "list")
     assert (done.returncode == 0) == (not is_mint), done.stdout + done.stderr
