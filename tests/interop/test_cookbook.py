@@ -33,7 +33,7 @@ def test_the_reinforcement_learning_loop(
     rewards = one(seen, "rewards")["rewards"]
     print(f"interop: the cookbook's rewards: {[round(reward, 3) for reward in rewards]}")
     assert len(rewards) == 12
-    assert mean(rewards[-3:]) > mean(rewards[:3]) + 0.1
+    assert mean(rewards[-3:]) > mean(rewards[:3]) + 0.2
     # What was sampled is scored the same by the model that sampled it.
     values_by_key = one(seen, "kl")["values"]
     assert values_by_key

@@ -27,7 +27,7 @@ from tinker_cookbook.tokenizer_utils import get_tokenizer
 
 RENDERER = "role_colon"
 GROUPS = 4
-GROUP_SIZE = 8
+GROUP_SIZE = 16
 MAX_TOKENS = 8
 
 
@@ -89,7 +89,7 @@ def program() -> None:
         recipe_name="interop_rl",
         renderer_name=RENDERER,
         dataset_builder=QuestionsBuilder(),
-        learning_rate=5e-3,
+        learning_rate=2e-2,
         max_tokens=MAX_TOKENS,
         lora_rank=8,
         eval_every=0,
