@@ -11,7 +11,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-fast lint types format proto proto-check proto-baseline \
-	interop-tinker bench bench-kernels kernels-aot requirements clean
+	interop-tinker bench bench-dialect bench-kernels chaos compatibility kernels-aot requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ serve: setup ## Start a gateway on 127.0.0.1:7700 and keep it running
 
 # A test of the default model must not be skipped for want of it.
 test: lint types proto-check ## Run every check and every test
-	TINKERGATE_REQUIRE_MODEL=1 $(BIN)/pytest
+	TINKERGATE_REQUIRE_MODEL=1 $(BIN)/pytest --compatibility check
 
 test-fast: setup ## Run the tests that do not need the default model
 	$(BIN)/pytest -m "not slow"
@@ -73,6 +73,17 @@ bench: setup ## Measure the gateway's hop and the engine, against plain counterp
 
 bench-kernels: setup ## Measure the kernels' CPU path on the default model, against the rivals
 	$(BIN)/python tests/bench/head.py
+
+bench-dialect: setup ## Measure the way to a Tinker-dialect service, against the official SDK
+	$(BIN)/python scripts/interop_environments.py tinker-0.38.0
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/bench/dialect.py
+
+chaos: setup ## Mistreat every request between two gateways, and compare the weights
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/chaos/run.py --dialect tinker
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/chaos/run.py --dialect mint
+
+compatibility: setup ## Write docs/compatibility.md from the tests that prove it
+	TINKERGATE_REQUIRE_MODEL=1 $(BIN)/pytest -m proves --compatibility write
 
 kernels-aot: setup ## Compile the kernels for GPUs that need not be here, check it, write REPORT.md
 	$(BIN)/python -m tinkergate_kernels.aot --report kernels/REPORT.md

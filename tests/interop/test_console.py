@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compatibility import proves_at_doors
 from interop_sdk import NEWEST, TINKERS, Sdk, one
 
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
@@ -21,6 +22,9 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+@proves_at_doors("rest_runs", local="native", tinker="gateway", mint="gateway")
+@proves_at_doors("rest_checkpoints", local="native", tinker="gateway", mint="gateway")
+@proves_at_doors("download", local="native", tinker="gateway", mint="refused")
 def test_runs_checkpoints_and_files(request: pytest.FixtureRequest, sdk: Sdk) -> None:
     door = request.node.callspec.params["door"]
     seen = sdk.run("console", is_mint=door == "mint")

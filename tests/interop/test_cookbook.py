@@ -7,9 +7,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pytest
 from interop_sdk import COOKBOOK, Sdk, one
 
 
+@pytest.mark.proves("cookbook", "local", "native")
 def test_the_supervised_loop(direct: Any, make_sdk: Callable[..., Sdk], tmp_path: Path) -> None:
     sdk = make_sdk(COOKBOOK, direct)
     arguments = {"folder": str(tmp_path / "run"), "save_every": 6}

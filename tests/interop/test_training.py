@@ -6,6 +6,7 @@ from typing import Any
 
 import interop_reference
 import pytest
+from compatibility import proves_at_doors
 from interop_sdk import NEWEST, Sdk, Seen, of, one
 from transformers import AutoTokenizer
 
@@ -18,6 +19,8 @@ def same_output(told: dict[str, Any], expected: dict[str, Any]) -> None:
     assert metrics == expected["metrics"], told["what"]
 
 
+@proves_at_doors("import", local="native", tinker="native", mint="native")
+@proves_at_doors("custom_loss", local="native", tinker="native", mint="native")
 def test_training(
     sdk: Sdk, training_reference: interop_reference.Seen, micro_model_dir: Any
 ) -> None:
