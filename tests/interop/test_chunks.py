@@ -29,7 +29,7 @@ def test_as_the_sdk_posts_them(sdk: Sdk, chunks_reference: interop_reference.See
 
 
 @pytest.mark.parametrize(
-    ("flags", "last_first", "order"),
+    ("flags", "greatest_first", "order"),
     [
         # The SDK posts the first when the others are accepted; here these come the other way.
         ({}, 2, [3, 2, 1]),
@@ -40,11 +40,13 @@ def test_as_the_sdk_posts_them(sdk: Sdk, chunks_reference: interop_reference.See
 def test_in_other_orders(
     direct_sdk: Sdk,
     flags: dict[str, Any],
-    last_first: int,
+    greatest_first: int,
     order: list[int],
     chunks_reference: interop_reference.Seen,
 ) -> None:
-    with WireTap(direct_sdk.url.removeprefix("http://"), flags=flags, last_first=last_first) as tap:
+    upstream = direct_sdk.url.removeprefix("http://")
+    tap = WireTap(upstream, flags=flags, greatest_first=greatest_first, number=seq_id_of)
+    with tap:
         check(direct_sdk.at(tap.url).run("chunks"), chunks_reference)
     arrived = [seq_id_of(post.body) for post in tap.of("forward_backward")[:3]]
     assert arrived == order
