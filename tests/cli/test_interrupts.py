@@ -17,8 +17,8 @@ from tinkergate.cli.interrupts import careful_interrupts
 
 lock = threading.Condition(threading.Lock())
 with careful_interrupts():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)  # the signal may come before this returns
         while True:
             with lock:  # most of the time is spent in taking and giving back
                 pass
