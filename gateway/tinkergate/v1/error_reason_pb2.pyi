@@ -82,6 +82,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The model's numbers are not finite any more: its weights have diverged."""
     ERROR_REASON_NO_CHANGE: _ErrorReason.ValueType  # 29
     """What was asked for is so already."""
+    ERROR_REASON_BACKEND_REFUSED: _ErrorReason.ValueType  # 30
+    """A service that does the backend's work refused the request; its words are in the message."""
+    ERROR_REASON_BACKEND_FAILED: _ErrorReason.ValueType  # 31
+    """A service that does the backend's work took the request and failed at it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason tells a program what went wrong. It is `reason` of the google.rpc.ErrorInfo detail
@@ -149,4 +153,8 @@ ERROR_REASON_NOT_FINITE: ErrorReason.ValueType  # 28
 """The model's numbers are not finite any more: its weights have diverged."""
 ERROR_REASON_NO_CHANGE: ErrorReason.ValueType  # 29
 """What was asked for is so already."""
+ERROR_REASON_BACKEND_REFUSED: ErrorReason.ValueType  # 30
+"""A service that does the backend's work refused the request; its words are in the message."""
+ERROR_REASON_BACKEND_FAILED: ErrorReason.ValueType  # 31
+"""A service that does the backend's work took the request and failed at it."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

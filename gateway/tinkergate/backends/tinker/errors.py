@@ -22,16 +22,16 @@ _KINDS: Mapping[int, tuple[Kind, ErrorReason.ValueType]] = {
     401: (Kind.INTERNAL, ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE),
     402: (Kind.EXHAUSTED, ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE),
     403: (Kind.DENIED, ErrorReason.ERROR_REASON_DENIED),
-    404: (Kind.NOT_FOUND, ErrorReason.ERROR_REASON_UNSPECIFIED),
-    409: (Kind.CONFLICT, ErrorReason.ERROR_REASON_UNSPECIFIED),
+    404: (Kind.NOT_FOUND, ErrorReason.ERROR_REASON_BACKEND_REFUSED),
+    409: (Kind.CONFLICT, ErrorReason.ERROR_REASON_BACKEND_REFUSED),
     413: (Kind.INVALID, ErrorReason.ERROR_REASON_TOO_LARGE),
     422: (Kind.INVALID, ErrorReason.ERROR_REASON_INVALID_FIELD),
     429: (Kind.EXHAUSTED, ErrorReason.ERROR_REASON_QUEUE_FULL),
     501: (Kind.UNSUPPORTED, ErrorReason.ERROR_REASON_UNSUPPORTED),
 }
 _CATEGORIES: Mapping[str, tuple[Kind, ErrorReason.ValueType]] = {
-    "user": (Kind.INVALID, ErrorReason.ERROR_REASON_UNSPECIFIED),
-    "server": (Kind.UNAVAILABLE, ErrorReason.ERROR_REASON_UNSPECIFIED),
+    "user": (Kind.INVALID, ErrorReason.ERROR_REASON_BACKEND_REFUSED),
+    "server": (Kind.UNAVAILABLE, ErrorReason.ERROR_REASON_BACKEND_FAILED),
 }
 
 
@@ -66,7 +66,7 @@ def failed_future(
     """Work that the service took and that failed there: `{"error", "category"}`."""
     category = str(body.get("category") or "unknown").lower()
     kind, reason = _CATEGORIES.get(
-        category, (Kind.OUTCOME_UNKNOWN, ErrorReason.ERROR_REASON_UNSPECIFIED)
+        category, (Kind.OUTCOME_UNKNOWN, ErrorReason.ERROR_REASON_BACKEND_FAILED)
     )
     words = _cut(str(body["error"]))
     return failure(
