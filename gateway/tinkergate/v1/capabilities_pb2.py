@@ -25,29 +25,29 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tinkergate/v1/capabilities.proto\x12\rtinkergate.v1\x1a\x1egoogle/protobuf/duration.proto\"\xf1\x03\n\x13\x42\x61\x63kendCapabilities\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.tinkergate.v1.BackendKind\x12-\n\x06losses\x18\x03 \x03(\x0b\x32\x1d.tinkergate.v1.LossCapability\x12\x12\n\noptimizers\x18\x04 \x03(\t\x12\x15\n\rmax_lora_rank\x18\x05 \x01(\x05\x12\x10\n\x08max_topk\x18\x06 \x01(\x05\x12\x13\n\x0bimage_input\x18\x07 \x01(\x08\x12\x13\n\x0b\x61udio_input\x18\x08 \x01(\x08\x12\x19\n\x11inflight_samplers\x18\t \x01(\x08\x12\x16\n\x0estability_info\x18\n \x01(\x08\x12\x16\n\x0epipeline_depth\x18\x0b \x01(\x05\x12\x12\n\nreverse_kl\x18\x0c \x01(\x08\x12 \n\x18\x63heckpoint_interpolation\x18\r \x01(\x08\x12\x1a\n\x12rollout_correction\x18\x0e \x01(\x08\x12\x0b\n\x03vla\x18\x0f \x01(\x08\x12\x18\n\x10\x65xternal_weights\x18\x10 \x01(\x08\x12\x18\n\x10\x63heckpoint_files\x18\x11 \x01(\x08\x12\x19\n\x11\x63heckpoint_import\x18\x12 \x01(\x08\x12\x13\n\x0bunavailable\x18\x13 \x01(\t\"\xcc\x01\n\x0eLossCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0frequired_inputs\x18\x02 \x03(\t\x12\x17\n\x0foptional_inputs\x18\x03 \x03(\t\x12\x13\n\x0b\x63onfig_keys\x18\x04 \x03(\t\x12,\n\x08settings\x18\x05 \x03(\x0b\x32\x1a.tinkergate.v1.LossSetting\x12\x0e\n\x06paired\x18\x06 \x01(\x08\x12\x15\n\rsingle_target\x18\x07 \x01(\x08\x12\x10\n\x08\x65mulated\x18\x08 \x01(\x08\"e\n\x0bLossSetting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rdefault_value\x18\x02 \x01(\x01\x12\x0f\n\x07minimum\x18\x03 \x01(\x01\x12\x14\n\x07maximum\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_maximum\"\xc4\x01\n\x0eSupportedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x1a\n\x12max_context_length\x18\x03 \x01(\x05\x12\x11\n\ttrainable\x18\x04 \x01(\x08\x12\x12\n\nsampleable\x18\x05 \x01(\x08\x12\x14\n\x0ctokenizer_id\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\x05\x12\x0f\n\x07\x61liases\x18\x08 \x03(\t\x12\x15\n\rupstream_name\x18\t \x01(\t\"\x9b\x02\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x14\n\x0c\x63hunk_datums\x18\x02 \x01(\x05\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x03\x12\x1d\n\x15max_queued_operations\x18\x04 \x01(\x05\x12\x33\n\x10result_retention\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12result_byte_budget\x18\x06 \x01(\x03\x12+\n\x08max_wait\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bgap_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x18\n\x16GetCapabilitiesRequest\"\xd5\x01\n\x17GetCapabilitiesResponse\x12\x17\n\x0fgateway_version\x18\x01 \x01(\t\x12\x34\n\x08\x62\x61\x63kends\x18\x02 \x03(\x0b\x32\".tinkergate.v1.BackendCapabilities\x12-\n\x06models\x18\x03 \x03(\x0b\x32\x1d.tinkergate.v1.SupportedModel\x12\x15\n\rdefault_model\x18\x04 \x01(\t\x12%\n\x06limits\x18\x05 \x01(\x0b\x32\x15.tinkergate.v1.Limits*\x8b\x01\n\x0b\x42\x61\x63kendKind\x12\x1c\n\x18\x42\x41\x43KEND_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42\x41\x43KEND_KIND_LOCAL\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_KIND_TINKER\x10\x02\x12\x15\n\x11\x42\x41\x43KEND_KIND_MINT\x10\x03\x12\x16\n\x12\x42\x41\x43KEND_KIND_LOOPS\x10\x04\x32w\n\x13\x43\x61pabilitiesService\x12`\n\x0fGetCapabilities\x12%.tinkergate.v1.GetCapabilitiesRequest\x1a&.tinkergate.v1.GetCapabilitiesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tinkergate/v1/capabilities.proto\x12\rtinkergate.v1\x1a\x1egoogle/protobuf/duration.proto\"\x8e\x04\n\x13\x42\x61\x63kendCapabilities\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.tinkergate.v1.BackendKind\x12-\n\x06losses\x18\x03 \x03(\x0b\x32\x1d.tinkergate.v1.LossCapability\x12\x12\n\noptimizers\x18\x04 \x03(\t\x12\x15\n\rmax_lora_rank\x18\x05 \x01(\x05\x12\x10\n\x08max_topk\x18\x06 \x01(\x05\x12\x13\n\x0bimage_input\x18\x07 \x01(\x08\x12\x13\n\x0b\x61udio_input\x18\x08 \x01(\x08\x12\x19\n\x11inflight_samplers\x18\t \x01(\x08\x12\x16\n\x0estability_info\x18\n \x01(\x08\x12\x16\n\x0epipeline_depth\x18\x0b \x01(\x05\x12\x12\n\nreverse_kl\x18\x0c \x01(\x08\x12 \n\x18\x63heckpoint_interpolation\x18\r \x01(\x08\x12\x1a\n\x12rollout_correction\x18\x0e \x01(\x08\x12\x0b\n\x03vla\x18\x0f \x01(\x08\x12\x18\n\x10\x65xternal_weights\x18\x10 \x01(\x08\x12\x18\n\x10\x63heckpoint_files\x18\x11 \x01(\x08\x12\x19\n\x11\x63heckpoint_import\x18\x12 \x01(\x08\x12\x13\n\x0bunavailable\x18\x13 \x01(\t\x12\x1b\n\x13token_normalization\x18\x14 \x01(\x08\"\xcc\x01\n\x0eLossCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0frequired_inputs\x18\x02 \x03(\t\x12\x17\n\x0foptional_inputs\x18\x03 \x03(\t\x12\x13\n\x0b\x63onfig_keys\x18\x04 \x03(\t\x12,\n\x08settings\x18\x05 \x03(\x0b\x32\x1a.tinkergate.v1.LossSetting\x12\x0e\n\x06paired\x18\x06 \x01(\x08\x12\x15\n\rsingle_target\x18\x07 \x01(\x08\x12\x10\n\x08\x65mulated\x18\x08 \x01(\x08\"e\n\x0bLossSetting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rdefault_value\x18\x02 \x01(\x01\x12\x0f\n\x07minimum\x18\x03 \x01(\x01\x12\x14\n\x07maximum\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_maximum\"\xc4\x01\n\x0eSupportedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x1a\n\x12max_context_length\x18\x03 \x01(\x05\x12\x11\n\ttrainable\x18\x04 \x01(\x08\x12\x12\n\nsampleable\x18\x05 \x01(\x08\x12\x14\n\x0ctokenizer_id\x18\x06 \x01(\t\x12\x12\n\nvocab_size\x18\x07 \x01(\x05\x12\x0f\n\x07\x61liases\x18\x08 \x03(\t\x12\x15\n\rupstream_name\x18\t \x01(\t\"\x9b\x02\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x14\n\x0c\x63hunk_datums\x18\x02 \x01(\x05\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x03\x12\x1d\n\x15max_queued_operations\x18\x04 \x01(\x05\x12\x33\n\x10result_retention\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12result_byte_budget\x18\x06 \x01(\x03\x12+\n\x08max_wait\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bgap_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x18\n\x16GetCapabilitiesRequest\"\xd5\x01\n\x17GetCapabilitiesResponse\x12\x17\n\x0fgateway_version\x18\x01 \x01(\t\x12\x34\n\x08\x62\x61\x63kends\x18\x02 \x03(\x0b\x32\".tinkergate.v1.BackendCapabilities\x12-\n\x06models\x18\x03 \x03(\x0b\x32\x1d.tinkergate.v1.SupportedModel\x12\x15\n\rdefault_model\x18\x04 \x01(\t\x12%\n\x06limits\x18\x05 \x01(\x0b\x32\x15.tinkergate.v1.Limits*\x8b\x01\n\x0b\x42\x61\x63kendKind\x12\x1c\n\x18\x42\x41\x43KEND_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42\x41\x43KEND_KIND_LOCAL\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_KIND_TINKER\x10\x02\x12\x15\n\x11\x42\x41\x43KEND_KIND_MINT\x10\x03\x12\x16\n\x12\x42\x41\x43KEND_KIND_LOOPS\x10\x04\x32w\n\x13\x43\x61pabilitiesService\x12`\n\x0fGetCapabilities\x12%.tinkergate.v1.GetCapabilitiesRequest\x1a&.tinkergate.v1.GetCapabilitiesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tinkergate.v1.capabilities_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BACKENDKIND']._serialized_start=1621
-  _globals['_BACKENDKIND']._serialized_end=1760
+  _globals['_BACKENDKIND']._serialized_start=1650
+  _globals['_BACKENDKIND']._serialized_end=1789
   _globals['_BACKENDCAPABILITIES']._serialized_start=84
-  _globals['_BACKENDCAPABILITIES']._serialized_end=581
-  _globals['_LOSSCAPABILITY']._serialized_start=584
-  _globals['_LOSSCAPABILITY']._serialized_end=788
-  _globals['_LOSSSETTING']._serialized_start=790
-  _globals['_LOSSSETTING']._serialized_end=891
-  _globals['_SUPPORTEDMODEL']._serialized_start=894
-  _globals['_SUPPORTEDMODEL']._serialized_end=1090
-  _globals['_LIMITS']._serialized_start=1093
-  _globals['_LIMITS']._serialized_end=1376
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=1378
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=1402
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=1405
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=1618
-  _globals['_CAPABILITIESSERVICE']._serialized_start=1762
-  _globals['_CAPABILITIESSERVICE']._serialized_end=1881
+  _globals['_BACKENDCAPABILITIES']._serialized_end=610
+  _globals['_LOSSCAPABILITY']._serialized_start=613
+  _globals['_LOSSCAPABILITY']._serialized_end=817
+  _globals['_LOSSSETTING']._serialized_start=819
+  _globals['_LOSSSETTING']._serialized_end=920
+  _globals['_SUPPORTEDMODEL']._serialized_start=923
+  _globals['_SUPPORTEDMODEL']._serialized_end=1119
+  _globals['_LIMITS']._serialized_start=1122
+  _globals['_LIMITS']._serialized_end=1405
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=1407
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=1431
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=1434
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=1647
+  _globals['_CAPABILITIESSERVICE']._serialized_start=1791
+  _globals['_CAPABILITIESSERVICE']._serialized_end=1910
 # @@protoc_insertion_point(module_scope)

@@ -77,6 +77,7 @@ class BackendCapabilities(_message.Message):
     CHECKPOINT_FILES_FIELD_NUMBER: _builtins.int
     CHECKPOINT_IMPORT_FIELD_NUMBER: _builtins.int
     UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    TOKEN_NORMALIZATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to choose it by."""
     kind: Global___BackendKind.ValueType
@@ -114,6 +115,8 @@ class BackendCapabilities(_message.Message):
     While it has not been reached once since the gateway started, the other fields but name and
     kind may be empty.
     """
+    token_normalization: _builtins.bool
+    """Whether gradients can be taken per token (NORMALIZATION_PER_TOKEN)."""
     @_builtins.property
     def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___LossCapability]:
         """The losses that it takes."""
@@ -144,10 +147,11 @@ class BackendCapabilities(_message.Message):
         checkpoint_files: _builtins.bool = ...,
         checkpoint_import: _builtins.bool = ...,
         unavailable: _builtins.str = ...,
+        token_normalization: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_input", b"audio_input", "checkpoint_files", b"checkpoint_files", "checkpoint_import", b"checkpoint_import", "checkpoint_interpolation", b"checkpoint_interpolation", "external_weights", b"external_weights", "image_input", b"image_input", "inflight_samplers", b"inflight_samplers", "kind", b"kind", "losses", b"losses", "max_lora_rank", b"max_lora_rank", "max_topk", b"max_topk", "name", b"name", "optimizers", b"optimizers", "pipeline_depth", b"pipeline_depth", "reverse_kl", b"reverse_kl", "rollout_correction", b"rollout_correction", "stability_info", b"stability_info", "unavailable", b"unavailable", "vla", b"vla"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_input", b"audio_input", "checkpoint_files", b"checkpoint_files", "checkpoint_import", b"checkpoint_import", "checkpoint_interpolation", b"checkpoint_interpolation", "external_weights", b"external_weights", "image_input", b"image_input", "inflight_samplers", b"inflight_samplers", "kind", b"kind", "losses", b"losses", "max_lora_rank", b"max_lora_rank", "max_topk", b"max_topk", "name", b"name", "optimizers", b"optimizers", "pipeline_depth", b"pipeline_depth", "reverse_kl", b"reverse_kl", "rollout_correction", b"rollout_correction", "stability_info", b"stability_info", "token_normalization", b"token_normalization", "unavailable", b"unavailable", "vla", b"vla"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

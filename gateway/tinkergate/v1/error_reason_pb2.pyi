@@ -86,6 +86,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A service that does the backend's work refused the request; its words are in the message."""
     ERROR_REASON_BACKEND_FAILED: _ErrorReason.ValueType  # 31
     """A service that does the backend's work took the request and failed at it."""
+    ERROR_REASON_NORMALIZATION_MIXED: _ErrorReason.ValueType  # 32
+    """The gradients since the last optimizer step have another Normalization."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason tells a program what went wrong. It is `reason` of the google.rpc.ErrorInfo detail
@@ -157,4 +159,6 @@ ERROR_REASON_BACKEND_REFUSED: ErrorReason.ValueType  # 30
 """A service that does the backend's work refused the request; its words are in the message."""
 ERROR_REASON_BACKEND_FAILED: ErrorReason.ValueType  # 31
 """A service that does the backend's work took the request and failed at it."""
+ERROR_REASON_NORMALIZATION_MIXED: ErrorReason.ValueType  # 32
+"""The gradients since the last optimizer step have another Normalization."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -73,7 +73,9 @@ Global___ReverseKlDatum: _TypeAlias = ReverseKlDatum  # noqa: Y015
 
 @_typing.final
 class ForwardBackwardReverseKlRequest(_message.Message):
-    """ForwardBackwardReverseKlRequest adds the gradient of a reverse KL divergence."""
+    """ForwardBackwardReverseKlRequest adds the gradient of a reverse KL divergence, a sum
+    (NORMALIZATION_SUM).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -584,7 +584,9 @@ class OptimStepResult(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures of the step, such as "grad_norm:mean" (the global norm before clipping)."""
+        """Figures of the step, such as "grad_norm:mean" (the global norm before clipping) and, after
+        gradients per token, "normalization_tokens:sum" (the number that they were divided by).
+        """
 
     def __init__(
         self,

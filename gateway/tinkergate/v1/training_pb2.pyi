@@ -47,6 +47,46 @@ SAMPLER_WEIGHTS_KIND_INFLIGHT: SamplerWeightsKind.ValueType  # 2
 """Follows training; only backends that say so in their capabilities."""
 Global___SamplerWeightsKind: _TypeAlias = SamplerWeightsKind  # noqa: Y015
 
+class _Normalization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NormalizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Normalization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NORMALIZATION_UNSPECIFIED: _Normalization.ValueType  # 0
+    """Taken as NORMALIZATION_SUM."""
+    NORMALIZATION_SUM: _Normalization.ValueType  # 1
+    """They are the sum over all tokens, as they are."""
+    NORMALIZATION_PER_TOKEN: _Normalization.ValueType  # 2
+    """The sum of all since the last optimizer step is divided once, before clipping, by the number of
+    active tokens behind it, so that cutting a batch into several calls changes nothing. By 0
+    nothing is divided.
+
+    A token is active if its weight (cross_entropy, dpo), its advantage (ppo, cispo, dro, gspo,
+    dppo, grpo), or both (importance_sampling) are not 0; absent weights are 1. A token with K
+    targets is one token, active if any of their weights is not 0. What a rollout_correction leaves
+    out is not active.
+    """
+
+class Normalization(_Normalization, metaclass=_NormalizationEnumTypeWrapper):
+    """Normalization says what becomes of the gradients at the optimizer step."""
+
+NORMALIZATION_UNSPECIFIED: Normalization.ValueType  # 0
+"""Taken as NORMALIZATION_SUM."""
+NORMALIZATION_SUM: Normalization.ValueType  # 1
+"""They are the sum over all tokens, as they are."""
+NORMALIZATION_PER_TOKEN: Normalization.ValueType  # 2
+"""The sum of all since the last optimizer step is divided once, before clipping, by the number of
+active tokens behind it, so that cutting a batch into several calls changes nothing. By 0
+nothing is divided.
+
+A token is active if its weight (cross_entropy, dpo), its advantage (ppo, cispo, dro, gspo,
+dppo, grpo), or both (importance_sampling) are not 0; absent weights are 1. A token with K
+targets is one token, active if any of their weights is not 0. What a rollout_correction leaves
+out is not active.
+"""
+Global___Normalization: _TypeAlias = Normalization  # noqa: Y015
+
 @_typing.final
 class ForwardRequest(_message.Message):
     """ForwardRequest scores datums under a loss."""
@@ -150,6 +190,7 @@ class ForwardBackwardRequest(_message.Message):
     LOSS_FN_CONFIG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NATIVE_LOSS_ONLY_FIELD_NUMBER: _builtins.int
+    NORMALIZATION_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model."""
     seq_id: _builtins.int
@@ -162,6 +203,12 @@ class ForwardBackwardRequest(_message.Message):
     """Refuse a loss that the backend lacks, rather than have the gateway compute it; see
     LossCapability.emulated. The result of one that was computed here has "surrogate_loss:sum"
     among its metrics.
+    """
+    normalization: Global___Normalization.ValueType
+    """What becomes of the gradients at the optimizer step; the reported losses are sums either way.
+    All gradients of one step have the same: another one fails with NORMALIZATION_MIXED and adds
+    nothing. NORMALIZATION_PER_TOKEN only where BackendCapabilities.token_normalization says so,
+    and not for a loss that is emulated.
     """
     @_builtins.property
     def data(self) -> _containers.RepeatedCompositeFieldContainer[_model_input_pb2.Datum]:
@@ -181,10 +228,11 @@ class ForwardBackwardRequest(_message.Message):
         loss_fn_config: _abc.Mapping[_builtins.str, _tensor_pb2.ConfigValue] | None = ...,
         request_id: _builtins.str = ...,
         native_loss_only: _builtins.bool = ...,
+        normalization: Global___Normalization.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "seq_id", b"seq_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "data", b"data", "loss_fn", b"loss_fn", "loss_fn_config", b"loss_fn_config", "model_id", b"model_id", "native_loss_only", b"native_loss_only", "request_id", b"request_id", "seq_id", b"seq_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id", "data", b"data", "loss_fn", b"loss_fn", "loss_fn_config", b"loss_fn_config", "model_id", b"model_id", "native_loss_only", b"native_loss_only", "normalization", b"normalization", "request_id", b"request_id", "seq_id", b"seq_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seq_id: _TypeAlias = _typing.Literal["seq_id"]  # noqa: Y015
     _WhichOneofArgType__seq_id: _TypeAlias = _typing.Literal["_seq_id", b"_seq_id"]  # noqa: Y015
