@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from tinkergate.backends.base import ModelFacts
 from tinkergate.core.operation_record import Record
@@ -21,6 +22,13 @@ _STATE_WORDS = {
     ModelState.MODEL_STATE_LOST: "was in the memory of a gateway that stopped; its checkpoints are "
     "left, and a model can be created from one",
 }
+
+
+class StepChange(Protocol):
+    """An operation that changes how many optimizer steps a model has."""
+
+    def steps_after(self, steps: int) -> int:
+        """How many there are after it, if there were `steps` before."""
 
 
 class ModelEntry:
@@ -75,8 +83,9 @@ class LiveModel:
         self.unload_record: Record | None = None
         self.closing = False
         """Whether it takes no more operations, because it is being unloaded."""
-        self.steps_ahead = 0
-        """Optimizer steps that were handed to the backend and are not done."""
+        self.changing: list[StepChange] = []
+        """Operations that were handed to the backend, in order, and are not done: each changes the
+        number of optimizer steps."""
         self._arrivals = 0
 
     @property

@@ -111,19 +111,40 @@ class _OptimStep(Outcome):
 
     def __init__(self, live: LiveModel) -> None:
         self._live = live
-        self._counted = False
+        self._failed = False
 
     def prepare(self) -> None:
-        self._live.steps_ahead += 1
-        self._counted = True
+        self._live.changing.append(self)
 
     def conclude(self, result: TrainingResult) -> Message:
+        self._live.changing.remove(self)
         self._live.entry.message.optimizer_steps += 1
         return super().conclude(result)
 
     def release(self) -> None:
-        if self._counted:
-            self._live.steps_ahead -= 1
+        if self in self._live.changing:
+            self._live.changing.remove(self)
+            self._failed = True
+
+    def steps_after(self, steps: int) -> int:
+        return steps if self._failed else steps + 1
+
+
+class _StepCount:
+    """How many optimizer steps a model has at the place of one operation in its order, whatever
+    order the results of those around it come in."""
+
+    def __init__(self, live: LiveModel) -> None:
+        self._steps = live.entry.message.optimizer_steps
+        self._before = tuple(live.changing)
+
+    @property
+    def now(self) -> int:
+        """The number. What goes on is taken to succeed; it is certain once all before are done."""
+        steps = self._steps
+        for change in self._before:
+            steps = change.steps_after(steps)
+        return steps
 
 
 class _SaveCheckpoint(Outcome):
@@ -141,22 +162,25 @@ class _SaveCheckpoint(Outcome):
         self._book = book
         self._registry = registry
         self._path: CheckpointPath | None = None
+        self._count: _StepCount | None = None
 
     def prepare(self) -> None:
         request, model = self._request, self._live.entry.message
+        self._count = _StepCount(self._live)
         kind = _KINDS[type(request)]
         if request.name:
             path = CheckpointPath(model.model_id, kind, request.name)
             self._registry.reserve(str(path), overwrite=request.overwrite)
         else:
-            steps = model.optimizer_steps + self._live.steps_ahead
-            path = self._registry.reserve_unique(model.model_id, kind, f"step-{steps}")
+            base = f"step-{self._count.now}"
+            path = self._registry.reserve_unique(model.model_id, kind, base)
             request.name = path.name
         self._path = path
 
     def conclude(self, result: TrainingResult) -> Message:
         assert isinstance(result, SavedCheckpoint)
         assert self._path is not None
+        assert self._count is not None
         request, path = self._request, self._path
         self._registry.saved(
             path,
@@ -173,8 +197,8 @@ class _SaveCheckpoint(Outcome):
             self._live.entry.message.last_sampler_checkpoint = str(path)
         self._book.note(self._live.entry)
         if path.kind == WEIGHTS:
-            return SaveStateResult(path=str(path))
-        return SaveWeightsForSamplerResult(path=str(path))
+            return SaveStateResult(path=str(path), optimizer_steps=self._count.now)
+        return SaveWeightsForSamplerResult(path=str(path), optimizer_steps=self._count.now)
 
     def release(self) -> None:
         if self._path is not None:
@@ -228,18 +252,29 @@ class _LoadState(Outcome):
         self._request = request
         self._book = book
         self._registry = registry
+        self._loaded: int | None = None
 
     def prepare(self) -> None:
         """Only now: the checkpoint may have been saved by an operation just before."""
         entry = self._registry.require(self._request.path)
         entry.check_optimizer(self._request.with_optimizer)
         _check_same_base(self._live.entry.message, entry.message)
+        self._live.changing.append(self)
 
     def conclude(self, result: TrainingResult) -> Message:
         assert isinstance(result, LoadedState)
+        self._loaded = result.optimizer_steps
+        self._live.changing.remove(self)
         self._live.entry.message.optimizer_steps = result.optimizer_steps
         self._book.note(self._live.entry)
-        return LoadStateResult(path=self._request.path)
+        return LoadStateResult(path=self._request.path, optimizer_steps=result.optimizer_steps)
+
+    def release(self) -> None:
+        if self in self._live.changing:
+            self._live.changing.remove(self)
+
+    def steps_after(self, steps: int) -> int:
+        return steps if self._loaded is None else self._loaded
 
 
 class _MakeSampler(Outcome):
@@ -256,6 +291,10 @@ class _MakeSampler(Outcome):
         self._number = samplers.reserve(self._session_id, asked)
         request.sampler_seq_id = self._number
         self._made = False
+        self._count: _StepCount | None = None
+
+    def prepare(self) -> None:
+        self._count = _StepCount(self._live)
 
     def conclude(self, result: TrainingResult) -> Message:
         assert isinstance(result, SamplerReady)
@@ -263,7 +302,8 @@ class _MakeSampler(Outcome):
         new_id = sampler_id(self._session_id, self._number)
         self._samplers.adopt(new_id, model.base_model, self._live.route)
         self._made = True
-        return SaveWeightsForSamplerResult(sampler_id=new_id)
+        assert self._count is not None
+        return SaveWeightsForSamplerResult(sampler_id=new_id, optimizer_steps=self._count.now)
 
     def release(self) -> None:
         if not self._made:

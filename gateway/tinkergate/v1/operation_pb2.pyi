@@ -608,16 +608,22 @@ class SaveStateResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_STEPS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The canonical path of the checkpoint."""
+    optimizer_steps: _builtins.int
+    """How many optimizer steps are in the weights, those of a checkpoint that the model continues
+    included.
+    """
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
+        optimizer_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["optimizer_steps", b"optimizer_steps", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -630,16 +636,22 @@ class LoadStateResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_STEPS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The canonical path of the checkpoint that was loaded."""
+    optimizer_steps: _builtins.int
+    """How many optimizer steps the model has now: those of the checkpoint, or 0 without its
+    optimizer.
+    """
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
+        optimizer_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["optimizer_steps", b"optimizer_steps", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -653,19 +665,25 @@ class SaveWeightsForSamplerResult(_message.Message):
 
     PATH_FIELD_NUMBER: _builtins.int
     SAMPLER_ID_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_STEPS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The canonical path of the checkpoint, if a name was given."""
     sampler_id: _builtins.str
     """The sampler, if no name was given."""
+    optimizer_steps: _builtins.int
+    """How many optimizer steps are in the weights, those of a checkpoint that the model continues
+    included.
+    """
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         sampler_id: _builtins.str = ...,
+        optimizer_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "sampler_id", b"sampler_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["optimizer_steps", b"optimizer_steps", "path", b"path", "sampler_id", b"sampler_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
