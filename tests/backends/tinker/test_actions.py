@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from scripted_service import Asked, Reply, ScriptedService
 
-from tinkergate.backends.tinker import pauses
+from tinkergate.backends import pauses
 from tinkergate.backends.tinker.backend import TinkerBackend
 from tinkergate.backends.tinker.settings import TinkerSettings
 from tinkergate.core.gateway import Gateway

@@ -12,8 +12,8 @@ from faulty_proxy import Fault, Seen
 from local_backend import BASE, MODEL, batch, chunks, drawing, run, sample, step
 from tinker_upstream import StartUpstream, Upstream, fingerprint, make, steps
 
+from tinkergate.backends import failures, pauses
 from tinkergate.backends.local.backend import LocalBackend
-from tinkergate.backends.tinker import errors, pauses
 from tinkergate.backends.tinker.backend import TinkerBackend
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.v1 import (
@@ -363,8 +363,8 @@ async def test_a_key_that_is_not_taken_is_told_without_it(start_upstream: StartU
 
 
 def test_the_wait_that_is_asked_for_is_believed_up_to_a_minute() -> None:
-    assert errors.retry_after({"retry-after": "2"}) == 2
-    assert errors.retry_after({"retry-after-ms": "250", "retry-after": "2"}) == 0.25
-    assert errors.retry_after({"retry-after": "61"}) is None
-    assert errors.retry_after({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) is None
-    assert errors.retry_after({}) is None
+    assert failures.retry_after({"retry-after": "2"}) == 2
+    assert failures.retry_after({"retry-after-ms": "250", "retry-after": "2"}) == 0.25
+    assert failures.retry_after({"retry-after": "61"}) is None
+    assert failures.retry_after({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) is None
+    assert failures.retry_after({}) is None

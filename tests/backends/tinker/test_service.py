@@ -15,7 +15,7 @@ from local_backend import MODEL, batch, run, step
 from scripted_service import Asked, Reply, ScriptedService
 from tinker_upstream import make
 
-from tinkergate.backends.tinker import pauses
+from tinkergate.backends import pauses
 from tinkergate.backends.tinker.auth import Credentials
 from tinkergate.backends.tinker.backend import TinkerBackend
 from tinkergate.backends.tinker.settings import TinkerSettings

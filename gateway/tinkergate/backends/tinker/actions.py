@@ -8,7 +8,7 @@ from urllib.parse import quote
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
 
-from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoints
+from tinkergate.backends.known_checkpoints import KnownCheckpoints
 from tinkergate.backends.tinker.service import Call, Effect, Service, nothing
 from tinkergate.backends.tinker.sessions import UpstreamSessions
 from tinkergate.dialects.tinker.json_fields import Fields

@@ -15,17 +15,17 @@ from tinkergate.backends.base import (
     Submission,
     TrainingRequest,
 )
+from tinkergate.backends.errands import Errands
+from tinkergate.backends.known_checkpoints import KnownCheckpoints
+from tinkergate.backends.scoring import Scoring
 from tinkergate.backends.tinker.actions import ActionSessions
 from tinkergate.backends.tinker.capabilities import capabilities
 from tinkergate.backends.tinker.checkpoint_files import UpstreamFiles
 from tinkergate.backends.tinker.checkpoints import UpstreamCheckpoints
-from tinkergate.backends.tinker.errands import Errands
 from tinkergate.backends.tinker.futures import Futures
-from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoints
 from tinkergate.backends.tinker.models import UpstreamModels
 from tinkergate.backends.tinker.samplers import UpstreamSamplers
 from tinkergate.backends.tinker.sampling import Drawing
-from tinkergate.backends.tinker.scoring import Scoring
 from tinkergate.backends.tinker.service import Call, Service
 from tinkergate.backends.tinker.sessions import UpstreamSessions
 from tinkergate.backends.tinker.settings import TinkerSettings
@@ -87,7 +87,7 @@ class TinkerBackend:
             self._checkpoints.remove,
         )
         self._drawing = Drawing(service, futures, self._samplers, errands)
-        self._scoring = Scoring(service, self._samplers, self._drawing)
+        self._scoring = Scoring(settings.name, self._drawing.answer, settings.max_concurrent_scores)
         self._files = UpstreamFiles(service, self._client, known)
         self._actions = ActionSessions(service, sessions, known)
         self._max_context: dict[str, int] = {}

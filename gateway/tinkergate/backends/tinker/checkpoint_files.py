@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
 
+from tinkergate.backends.downloads import Downloads
+from tinkergate.backends.failures import failure, retry_after, unreachable
+from tinkergate.backends.known_checkpoints import KnownCheckpoints
 from tinkergate.backends.tinker.archives import UnpackedFile, unpack
-from tinkergate.backends.tinker.errors import failure, retry_after, status_error, unreachable
-from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoints, RestPath, rest_path
+from tinkergate.backends.tinker.errors import status_error
+from tinkergate.backends.tinker.rest_paths import RestPath, rest_path
 from tinkergate.backends.tinker.service import Call, Service
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.dialects.tinker.json_text import read_json
@@ -30,8 +33,6 @@ BUILDING_PAUSE = 5.0
 """How long to wait before asking again for an archive that is still being built, in seconds."""
 BUILDING_TIME = 900.0
 """How long is asked for it."""
-READ_TRIES = 5
-"""How often in a row a download that broke off is taken up again without getting any further."""
 _PIECE = 1 << 20
 _EXTERNAL = "external_weights/"
 _REDIRECTS = frozenset({302, 303, 307})
@@ -52,6 +53,7 @@ class UpstreamFiles:
     def __init__(self, service: Service, client: HttpClient, checkpoints: KnownCheckpoints) -> None:
         self._service = service
         self._client = client
+        self._downloads = Downloads(service.name, client, service.settings.retry_time)
         self._checkpoints = checkpoints
         self._archives: OrderedDict[str, _Archive] = OrderedDict()
         self._lock = asyncio.Lock()
@@ -147,39 +149,9 @@ class UpstreamFiles:
         except (NotSent, AnswerLost, KeyError, ValueError) as error:
             raise unreachable(self._service.name, operation, f"failed: {error}") from None
 
-    async def _download(self, url: str, path: str, offset: int) -> AsyncGenerator[bytes, None]:
-        """What a URL holds from `offset` on. A download that breaks off is taken up again."""
-        operation = f"downloading a file of {path}"
-        pauses = self._service.pauses()
-        tries = 0
-        while True:
-            headers = {"range": f"bytes={offset}-"} if offset else {}
-            try:
-                async with self._client.stream("GET", url, headers=headers) as answer:
-                    if answer.status == 416:
-                        return
-                    if answer.status not in (200, 206):
-                        raise unreachable(
-                            self._service.name, operation, f"was answered {answer.status}"
-                        )
-                    # A server may answer the whole where a part was asked for.
-                    skip = offset if answer.status == 200 else 0
-                    async with aclosing(answer.pieces()) as pieces:
-                        async for piece in pieces:
-                            if skip >= len(piece):
-                                skip -= len(piece)
-                                continue
-                            fresh, skip = piece[skip:], 0
-                            offset += len(fresh)
-                            tries = 0
-                            yield fresh
-                return
-            except (NotSent, AnswerLost) as error:
-                tries += 1
-                if tries > READ_TRIES or not await pauses.trouble():
-                    raise unreachable(
-                        self._service.name, operation, f"broke off: {error}"
-                    ) from None
+    def _download(self, url: str, path: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """What a URL holds from `offset` on."""
+        return self._downloads.read(url, f"downloading a file of {path}", offset)
 
     async def _archive(self, rest: RestPath, path: str) -> _Archive:
         async with self._lock:

@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 from tinkergate.backends.base import SavedCheckpoint
+from tinkergate.backends.known_checkpoints import KnownCheckpoint, KnownCheckpoints
 from tinkergate.backends.tinker.futures import FutureLost, Futures, accepted
-from tinkergate.backends.tinker.known_checkpoints import (
-    KnownCheckpoint,
-    KnownCheckpoints,
-    rest_path,
-)
 from tinkergate.backends.tinker.models import unnoticed
+from tinkergate.backends.tinker.rest_paths import rest_path
 from tinkergate.backends.tinker.service import Call, Service, nothing
 from tinkergate.backends.tinker.sessions import SHARED, UpstreamSessions
 from tinkergate.dialects.tinker.json_fields import Fields

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tinkergate.backends.base import OnQueueState
-from tinkergate.backends.tinker.errors import (
-    failed_future,
-    outcome_unknown,
-    retry_after,
-    status_error,
-    unreachable,
-)
+from tinkergate.backends.failures import outcome_unknown, retry_after, unreachable
+from tinkergate.backends.tinker.errors import failed_future, status_error
 from tinkergate.backends.tinker.service import JSON, PROTOBUF, Call, Effect, Service
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.dialects.tinker.json_text import read_json

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tinkergate.backends.base import ModelFacts, ModelSpec
-from tinkergate.backends.tinker.errands import Errands
+from tinkergate.backends.errands import Errands
+from tinkergate.backends.known_checkpoints import KnownCheckpoint, KnownCheckpoints
 from tinkergate.backends.tinker.futures import Accepted, FutureLost, Futures, accepted
-from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoint, KnownCheckpoints
 from tinkergate.backends.tinker.service import Call, Effect, Service, nothing
 from tinkergate.backends.tinker.sessions import UpstreamSession, UpstreamSessions
 from tinkergate.dialects.tinker.json_fields import Fields

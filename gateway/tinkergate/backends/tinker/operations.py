@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinkergate.backends.base import TrainingRequest
-from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoints
+from tinkergate.backends.known_checkpoints import KnownCheckpoints
 from tinkergate.backends.tinker.models import UpstreamModel
 from tinkergate.backends.tinker.service import Call, Effect
 from tinkergate.backends.tinker.settings import Dialect

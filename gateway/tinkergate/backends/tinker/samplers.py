@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinkergate.backends.base import SamplerSpec
-from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoints
+from tinkergate.backends.known_checkpoints import KnownCheckpoints
 from tinkergate.backends.tinker.models import UpstreamModel, session_key
 from tinkergate.backends.tinker.operations import Saved
 from tinkergate.backends.tinker.service import Call, Service

@@ -16,15 +16,10 @@ from typing import Any, TypeVar
 
 import zstandard
 
+from tinkergate.backends.failures import failure, outcome_unknown, retry_after, unreachable
+from tinkergate.backends.pauses import Pauses
 from tinkergate.backends.tinker.auth import Credentials
-from tinkergate.backends.tinker.errors import (
-    failure,
-    outcome_unknown,
-    retry_after,
-    status_error,
-    unreachable,
-)
-from tinkergate.backends.tinker.pauses import Pauses
+from tinkergate.backends.tinker.errors import status_error
 from tinkergate.backends.tinker.settings import TinkerSettings
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.dialects.tinker.json_text import read_json, write_json

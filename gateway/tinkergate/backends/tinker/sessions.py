@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from tinkergate.backends.tinker.errands import Errands
+from tinkergate.backends.errands import Errands
 from tinkergate.backends.tinker.service import CLIENT_VERSION, Call, Service
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.dialects.tinker.json_text import read_json

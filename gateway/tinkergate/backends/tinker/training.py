@@ -23,10 +23,10 @@ from tinkergate.backends.base import (
     TrainingResult,
 )
 from tinkergate.backends.emulation import Surrogate, forward_of, forward_output
+from tinkergate.backends.errands import Errands
+from tinkergate.backends.known_checkpoints import KnownCheckpoint, KnownCheckpoints
 from tinkergate.backends.tinker.capabilities import capabilities
-from tinkergate.backends.tinker.errands import Errands
 from tinkergate.backends.tinker.futures import Accepted, FutureLost, Futures, accepted
-from tinkergate.backends.tinker.known_checkpoints import KnownCheckpoint, KnownCheckpoints
 from tinkergate.backends.tinker.models import UpstreamModel, UpstreamModels
 from tinkergate.backends.tinker.operations import LOOK, Saved, WireOperation, wire_operation
 from tinkergate.backends.tinker.samplers import UpstreamSamplers

@@ -1,16 +1,12 @@
-"""The checkpoints that the gateway has at the service: what they are called there, and what is
-known of them."""
+"""The checkpoints that the gateway has at a service: what they are called there, and what is known
+of them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from tinkergate.v1 import Checkpoint, CheckpointType, LoraConfig, OptimizerConfig
-
-_PATH = re.compile(r"tinker://([\w.:-]+)/(\w+/[\w.-]+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -27,19 +23,6 @@ class KnownCheckpoint:
     """Steps that the model had taken; 0 if that is not known any more."""
     training: bool = True
     """Whether it has the optimizer's state."""
-
-
-class RestPath(NamedTuple):
-    """A path of the service's, taken apart for its REST routes (wire section 15.1)."""
-
-    training_run_id: str
-    checkpoint_id: str
-    """Such as `weights/step-3`."""
-
-    @property
-    def route(self) -> str:
-        """The route of the checkpoint."""
-        return f"training_runs/{self.training_run_id}/checkpoints/{self.checkpoint_id}"
 
 
 class KnownCheckpoints:
@@ -78,9 +61,3 @@ class KnownCheckpoints:
 
     def __contains__(self, path: str) -> bool:
         return path in self._known
-
-
-def rest_path(upstream_path: str) -> RestPath | None:
-    """A path of the service's taken apart; None if it has no such form."""
-    match = _PATH.fullmatch(upstream_path)
-    return None if match is None else RestPath(*match.groups())
