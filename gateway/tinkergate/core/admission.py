@@ -48,13 +48,17 @@ class Admission:
 
     def check(self) -> None:
         """Raise if no new work is taken."""
-        if self._closed:
-            raise shutting_down()
+        self.check_open()
         if self._store.behind:
             raise queue_full(
                 "the gateway's store is too far behind its work",
                 self._settings.queue_retry_delay,
             )
+
+    def check_open(self) -> None:
+        """Raise if the gateway is stopping. For work that leaves no trace in the store."""
+        if self._closed:
+            raise shutting_down()
 
     def take(self, size: int, *, parked: bool) -> None:
         """Account for a request of `size` bytes, or raise.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Final, TypeVar
 
-from tinkergate.core.archives import Archive, Member
+from tinkergate.core.admission import Admission
+from tinkergate.core.archives import Archive, Checksums, Member, Stretch
+from tinkergate.core.checkpoint_contents import ArchiveContent, CheckpointLinks, Content, data_of
 from tinkergate.core.checkpoint_registry import CheckpointEntry, CheckpointRegistry
 from tinkergate.core.clock import nanoseconds
 from tinkergate.core.ids import NAME_PATTERN, session_of
@@ -21,44 +24,77 @@ from tinkergate.v1 import (
     Checkpoint,
     CheckpointFile,
     ErrorReason,
+    GetCheckpointArchiveUrlRequest,
+    GetCheckpointArchiveUrlResponse,
     ListCheckpointFilesRequest,
     ListCheckpointFilesResponse,
 )
+
+__all__ = ["MARKER", "CheckpointFiles", "Content"]
+
+MARKER: Final = "checkpoint_complete"
+"""An empty file at the end of an archive, by which some tools tell a whole one."""
+PIECE_BYTES: Final = 1 << 20
+"""The most bytes of a file that are handed out at once."""
 
 _FILE_NAME = re.compile(rf"{NAME_PATTERN.pattern}(/{NAME_PATTERN.pattern})*")
 """A relative path that leads nowhere else: no part of it begins with a '.'."""
 _MAX_NAME_BYTES = 200
 
-
-@dataclass(frozen=True)
-class Content:
-    """Bytes of a known number that can be read from any offset, as often as one likes."""
-
-    size: int
-    etag: str
-    """Another one for other bytes: tells a caller who goes on reading whether they are the same."""
-    sha256: bytes
-    """Of all bytes; empty if it is not known."""
-    create_time: int
-    """When the checkpoint was saved, in nanoseconds since 1970."""
-    read: Callable[[int], AsyncIterator[bytes]]
-    """The bytes from an offset on. Raises GatewayError, PRECONDITION if the checkpoint is replaced
-    or removed in the middle."""
+Piece = TypeVar("Piece", bytes, Stretch)
 
 
 class CheckpointFiles:
-    """ListCheckpointFiles, and the bytes for the doors that serve them."""
+    """The RPCs about the files of checkpoints, and the bytes for the doors that serve them."""
 
-    def __init__(self, router: Router, sessions: Sessions, registry: CheckpointRegistry) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        router: Router,
+        sessions: Sessions,
+        registry: CheckpointRegistry,
+    ) -> None:
+        self._admission = admission
         self._router = router
         self._sessions = sessions
         self._registry = registry
+        self._checksums = Checksums()
+        self._readers = 0
+        self._no_readers = asyncio.Event()
+        self._no_readers.set()
+        self._ended: GatewayError | None = None
+        self.links: CheckpointLinks | None = None
+        """What makes links for callers of other doors; set by the HTTP door, if it is open and
+        knows by which address it is reached."""
 
     async def list(self, request: ListCheckpointFilesRequest) -> ListCheckpointFilesResponse:
         """Answer ListCheckpointFiles. Raises INVALID, NOT_FOUND or UNSUPPORTED."""
-        files = await self._files(self._require(request.path))
+        entry = self._require(request.path)
+        files = await self._files(entry)
         chosen, token = page_by_name(files, request.page_size, request.page_token)
-        return ListCheckpointFilesResponse(files=chosen, next_page_token=token)
+        told = [self._told(entry, file) for file in chosen]
+        return ListCheckpointFilesResponse(files=told, next_page_token=token)
+
+    async def archive_url(
+        self, request: GetCheckpointArchiveUrlRequest
+    ) -> GetCheckpointArchiveUrlResponse:
+        """Answer GetCheckpointArchiveUrl. Raises as `list` does, and UNSUPPORTED without links."""
+        archive = await self.archive(request.path)
+        if self.links is None:
+            raise GatewayError(
+                Kind.UNSUPPORTED,
+                ErrorReason.ERROR_REASON_UNSUPPORTED,
+                "this gateway gives no links: its HTTP door is closed, or it does not know under "
+                "which address that is reached (--public-url); ReadCheckpointArchive reads "
+                "the archive",
+                metadata={"feature": "links to archives"},
+            )
+        link = self.links.archive(self._registry.require(request.path).message)
+        told = GetCheckpointArchiveUrlResponse(
+            url=link.url, size_bytes=archive.size, etag=archive.etag
+        )
+        told.expire_time.FromDatetime(link.expires)
+        return told
 
     async def all(self, path: str) -> tuple[Checkpoint, Sequence[CheckpointFile]]:
         """A checkpoint and its files, by name. Raises as `list` does."""
@@ -66,26 +102,22 @@ class CheckpointFiles:
         return entry.message, await self._files(entry)
 
     async def file(self, path: str, name: str) -> Content:
-        """One file. Raises as `list` does."""
+        """One file. Raises as `list` does, and SHUTTING_DOWN."""
+        self._admission.check_open()
         entry = self._require(path)
         for file in await self._files(entry):
             if file.name == name:
-                return Content(
-                    file.size_bytes,
-                    _etag(entry, [file]),
-                    file.sha256,
-                    nanoseconds(entry.message.create_time),
-                    partial(self._read, entry, file),
-                )
+                return self._content(entry, file)
         raise GatewayError(
             Kind.NOT_FOUND,
             ErrorReason.ERROR_REASON_CHECKPOINT_NOT_FOUND,
             f"checkpoint {path!r} has no file {name[:_MAX_NAME_BYTES]!r}",
         )
 
-    async def archive(self, path: str, marker: str = "") -> Content:
+    async def archive(self, path: str, marker: str = MARKER) -> ArchiveContent:
         """All files as one .tar.gz, made while it is read; see `Archive`. If `marker` is given, an
-        empty file of that name comes last. Raises as `list` does."""
+        empty file of that name comes last. Raises as `file` does."""
+        self._admission.check_open()
         entry = self._require(path)
         files = await self._files(entry)
         created = nanoseconds(entry.message.create_time)
@@ -94,11 +126,34 @@ class CheckpointFiles:
         if marker and marker not in by_name:
             members.append(Member(marker, 0))
         archive = Archive(members, created // 1_000_000_000)
+        etag = _etag(entry, files, "archive", marker)
 
-        def read(offset: int) -> AsyncIterator[bytes]:
-            return archive.read(offset, lambda name: self._read(entry, by_name[name], 0))
+        def read_member(name: str, offset: int) -> AsyncGenerator[bytes, None]:
+            return self._read(entry, by_name[name], offset)
 
-        return Content(archive.size, _etag(entry, files), b"", created, read)
+        def stretches(
+            offset: int, end: int | None = None, checksum: int | None = None
+        ) -> AsyncGenerator[Stretch, None]:
+            marks = self._checksums.of(etag, archive.size)
+            reading = archive.read(read_member, offset, end, checksum=checksum, marks=marks)
+            return self._followed(reading)
+
+        return ArchiveContent(
+            size=archive.size,
+            etag=etag,
+            sha256=b"",
+            create_time=created,
+            read=lambda offset, end=None: data_of(stretches(offset, end)),
+            stretches=stretches,
+        )
+
+    async def idle(self) -> None:
+        """Wait until nobody is reading."""
+        await self._no_readers.wait()
+
+    def stop_all(self, error: GatewayError) -> None:
+        """The gateway stops: end all reading with `error`."""
+        self._ended = error
 
     def _require(self, path: str) -> CheckpointEntry:
         parsed = parse_checkpoint_path("path", path)
@@ -122,27 +177,94 @@ class CheckpointFiles:
             raise _odd(entry, "two files have one name")
         return files
 
+    def _told(self, entry: CheckpointEntry, file: CheckpointFile) -> CheckpointFile:
+        """A file as callers are told of it."""
+        told = CheckpointFile(
+            name=file.name,
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+            etag=_etag(entry, [file]),
+        )
+        if self.links is not None:
+            link = self.links.file(entry.message, file.name)
+            told.url = link.url
+            told.url_expire_time.FromDatetime(link.expires)
+        return told
+
+    def _content(self, entry: CheckpointEntry, file: CheckpointFile) -> Content:
+        return Content(
+            size=file.size_bytes,
+            etag=_etag(entry, [file]),
+            sha256=file.sha256,
+            create_time=nanoseconds(entry.message.create_time),
+            read=lambda offset, end=None: self._followed(
+                _until(self._read(entry, file, offset), offset, end)
+            ),
+        )
+
+    async def _followed(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+        """What a caller reads: the gateway waits for its end, and can end it."""
+        self._readers += 1
+        self._no_readers.clear()
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if self._ended is not None:
+                        raise self._ended
+                    yield piece
+        finally:
+            self._readers -= 1
+            if not self._readers:
+                self._no_readers.set()
+
     async def _read(
         self, entry: CheckpointEntry, file: CheckpointFile, offset: int
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The bytes of a file from `offset` on: as many as were said, of that checkpoint."""
         path, left = entry.message.path, file.size_bytes - offset
+        if not left:
+            return
         backend = self._router.backend(entry.message.backend)
-        async for piece in backend.read_checkpoint_file(path, file.name, offset):
+        reading = backend.read_checkpoint_file(path, file.name, offset)
+        try:
+            async with aclosing(reading) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    if self._registry.find(path) is not entry:
+                        raise _changed(entry)
+                    left -= len(piece)
+                    if left < 0:
+                        break
+                    if len(piece) <= PIECE_BYTES:
+                        yield piece
+                        continue
+                    for start in range(0, len(piece), PIECE_BYTES):
+                        yield piece[start : start + PIECE_BYTES]
+        except GatewayError as error:
+            # A file that is not there any more is no news of its own.
             if self._registry.find(path) is not entry:
-                raise _changed(entry)
-            left -= len(piece)
-            if left < 0:
-                break
-            yield piece
+                raise _changed(entry) from error
+            raise
         if left:
             raise _odd(entry, f"{file.name!r} has not the {file.size_bytes} bytes that were said")
 
 
-def _etag(entry: CheckpointEntry, files: Sequence[CheckpointFile]) -> str:
+async def _until(
+    pieces: AsyncGenerator[bytes, None], offset: int, end: int | None
+) -> AsyncGenerator[bytes, None]:
+    """Pieces that begin at `offset`, to before `end`."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if end is not None and offset + len(piece) >= end:
+                yield piece[: end - offset]
+                return
+            offset += len(piece)
+            yield piece
+
+
+def _etag(entry: CheckpointEntry, files: Sequence[CheckpointFile], *more: str) -> str:
     """A checkpoint never changes: another one under the same path has another number and another
     time."""
-    facts = [entry.message.path, entry.number, nanoseconds(entry.message.create_time)]
+    facts = [entry.message.path, entry.number, nanoseconds(entry.message.create_time), *more]
     facts += [part for file in files for part in (file.name, file.size_bytes, file.sha256.hex())]
     return hashlib.sha256("\0".join(map(str, facts)).encode()).hexdigest()[:32]
 

@@ -134,7 +134,9 @@ class Gateway:
         self.checkpoint_copies = CheckpointCopies(
             clock, self._admission, self._router, self.sessions, self._book, self._registry
         )
-        self.checkpoint_files = CheckpointFiles(self._router, self.sessions, self._registry)
+        self.checkpoint_files = CheckpointFiles(
+            self._admission, self._router, self.sessions, self._registry
+        )
         self.training_runs = TrainingRuns(self.sessions, self._book, self._registry)
 
     async def start(self) -> None:
@@ -175,6 +177,7 @@ class Gateway:
         self.models.abandon_all(shutting_down())
         self.sampling.stop_all(shutting_down())
         self.scoring.stop_all(shutting_down())
+        self.checkpoint_files.stop_all(shutting_down())
         await self._drain(STOP_SECONDS)
         self._table.fail_unfinished(shutting_down())
         if self._reaper is not None:
@@ -190,6 +193,7 @@ class Gateway:
             self.models.idle(),
             self.sampling.idle(),
             self.scoring.idle(),
+            self.checkpoint_files.idle(),
             self._background.join(),
         )
         tasks = [asyncio.ensure_future(each) for each in work]

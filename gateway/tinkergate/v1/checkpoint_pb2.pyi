@@ -664,22 +664,39 @@ class CheckpointFile(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    URL_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, such as "adapter_model.safetensors"."""
     size_bytes: _builtins.int
     """The size in bytes."""
     sha256: _builtins.bytes
     """The SHA-256 of its contents, 32 bytes; empty if the backend does not say."""
+    etag: _builtins.str
+    """Changes with the contents: what ReadCheckpointFile tells and can be asked to expect."""
+    url: _builtins.str
+    """A link to the contents for a program that speaks HTTP: whoever has it may read the file until
+    `url_expire_time`. Empty if the gateway's HTTP door is closed, or if it does not know under
+    which address that is reached.
+    """
+    @_builtins.property
+    def url_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the link ends; absent without a link."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
+        etag: _builtins.str = ...,
+        url: _builtins.str = ...,
+        url_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["url_expire_time", b"url_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes", "url", b"url", "url_expire_time", b"url_expire_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -742,3 +759,235 @@ class ListCheckpointFilesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCheckpointFilesResponse: _TypeAlias = ListCheckpointFilesResponse  # noqa: Y015
+
+@_typing.final
+class ReadHeader(_message.Message):
+    """ReadHeader says what is being read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """The size of the whole in bytes, whatever part of it is read."""
+    etag: _builtins.str
+    """Changes with the contents. Send it back as `expected_etag` to go on reading the same."""
+    sha256: _builtins.bytes
+    """The SHA-256 of the whole, 32 bytes; empty if it is not known, as for archives."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadHeader: _TypeAlias = ReadHeader  # noqa: Y015
+
+@_typing.final
+class ReadCheckpointFileRequest(_message.Message):
+    """ReadCheckpointFileRequest asks for the bytes of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    EXPECTED_ETAG_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path of the checkpoint."""
+    name: _builtins.str
+    """The name of the file, as ListCheckpointFiles tells it."""
+    offset: _builtins.int
+    """Where to begin, from 0 to the size."""
+    expected_etag: _builtins.str
+    """If given, contents with another etag are refused with CHECKPOINT_MISMATCH."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        name: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        expected_etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_etag", b"expected_etag", "name", b"name", "offset", b"offset", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadCheckpointFileRequest: _TypeAlias = ReadCheckpointFileRequest  # noqa: Y015
+
+@_typing.final
+class ReadCheckpointFileResponse(_message.Message):
+    """ReadCheckpointFileResponse is a part of the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes."""
+    @_builtins.property
+    def header(self) -> Global___ReadHeader:
+        """What is being read; the first message, and only the first."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___ReadHeader | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "data"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ReadCheckpointFileResponse: _TypeAlias = ReadCheckpointFileResponse  # noqa: Y015
+
+@_typing.final
+class ReadCheckpointArchiveRequest(_message.Message):
+    """ReadCheckpointArchiveRequest asks for the bytes of an archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    EXPECTED_ETAG_FIELD_NUMBER: _builtins.int
+    CONTENTS_CRC32_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path of the checkpoint."""
+    offset: _builtins.int
+    """Where to begin, from 0 to the size."""
+    expected_etag: _builtins.str
+    """If given, contents with another etag are refused with CHECKPOINT_MISMATCH."""
+    contents_crc32: _builtins.int
+    """The `contents_crc32` of the message that ended at `offset`. The archive ends with a checksum
+    of all that is in it; with this the gateway need not read again what comes before `offset`.
+    With a wrong one the archive's end is wrong.
+    """
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        expected_etag: _builtins.str = ...,
+        contents_crc32: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_contents_crc32", b"_contents_crc32", "contents_crc32", b"contents_crc32"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_contents_crc32", b"_contents_crc32", "contents_crc32", b"contents_crc32", "expected_etag", b"expected_etag", "offset", b"offset", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__contents_crc32: _TypeAlias = _typing.Literal["contents_crc32"]  # noqa: Y015
+    _WhichOneofArgType__contents_crc32: _TypeAlias = _typing.Literal["_contents_crc32", b"_contents_crc32"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__contents_crc32) -> _WhichOneofReturnType__contents_crc32 | None: ...
+
+Global___ReadCheckpointArchiveRequest: _TypeAlias = ReadCheckpointArchiveRequest  # noqa: Y015
+
+@_typing.final
+class ReadCheckpointArchiveResponse(_message.Message):
+    """ReadCheckpointArchiveResponse is a part of the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    CONTENTS_CRC32_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes."""
+    contents_crc32: _builtins.int
+    """The CRC-32 (that of gzip) of what the archive up to the end of `data` unpacks to; absent in
+    the first message.
+    """
+    @_builtins.property
+    def header(self) -> Global___ReadHeader:
+        """What is being read; the first message, and only the first."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___ReadHeader | None = ...,
+        data: _builtins.bytes = ...,
+        contents_crc32: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_contents_crc32", b"_contents_crc32", "contents_crc32", b"contents_crc32", "data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_contents_crc32", b"_contents_crc32", "contents_crc32", b"contents_crc32", "data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__contents_crc32: _TypeAlias = _typing.Literal["contents_crc32"]  # noqa: Y015
+    _WhichOneofArgType__contents_crc32: _TypeAlias = _typing.Literal["_contents_crc32", b"_contents_crc32"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "data"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__contents_crc32) -> _WhichOneofReturnType__contents_crc32 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ReadCheckpointArchiveResponse: _TypeAlias = ReadCheckpointArchiveResponse  # noqa: Y015
+
+@_typing.final
+class GetCheckpointArchiveUrlRequest(_message.Message):
+    """GetCheckpointArchiveUrlRequest names a checkpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The canonical path."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckpointArchiveUrlRequest: _TypeAlias = GetCheckpointArchiveUrlRequest  # noqa: Y015
+
+@_typing.final
+class GetCheckpointArchiveUrlResponse(_message.Message):
+    """GetCheckpointArchiveUrlResponse is a link to an archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """The link: whoever has it may read the archive until `expire_time`."""
+    size_bytes: _builtins.int
+    """The size of the archive in bytes."""
+    etag: _builtins.str
+    """Changes with the contents."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the link ends."""
+
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        size_bytes: _builtins.int = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "expire_time", b"expire_time", "size_bytes", b"size_bytes", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckpointArchiveUrlResponse: _TypeAlias = GetCheckpointArchiveUrlResponse  # noqa: Y015

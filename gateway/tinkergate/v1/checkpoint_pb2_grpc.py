@@ -81,6 +81,21 @@ class CheckpointServiceStub(object):
                 request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesRequest.SerializeToString,
                 response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesResponse.FromString,
                 _registered_method=True)
+        self.ReadCheckpointFile = channel.unary_stream(
+                '/tinkergate.v1.CheckpointService/ReadCheckpointFile',
+                request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointFileRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointFileResponse.FromString,
+                _registered_method=True)
+        self.ReadCheckpointArchive = channel.unary_stream(
+                '/tinkergate.v1.CheckpointService/ReadCheckpointArchive',
+                request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointArchiveRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointArchiveResponse.FromString,
+                _registered_method=True)
+        self.GetCheckpointArchiveUrl = channel.unary_unary(
+                '/tinkergate.v1.CheckpointService/GetCheckpointArchiveUrl',
+                request_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.GetCheckpointArchiveUrlRequest.SerializeToString,
+                response_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.GetCheckpointArchiveUrlResponse.FromString,
+                _registered_method=True)
 
 
 class CheckpointServiceServicer(object):
@@ -153,6 +168,32 @@ class CheckpointServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadCheckpointFile(self, request, context):
+        """ReadCheckpointFile reads one file from any place on. The first message is the header, bytes
+        follow in order; the stream ends when all of them were sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadCheckpointArchive(self, request, context):
+        """ReadCheckpointArchive reads all files as one .tar.gz, from any place on. The same checkpoint
+        gives the same bytes, over this method and over HTTP. The first message is the header, bytes
+        follow in order; the stream ends when all of them were sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCheckpointArchiveUrl(self, request, context):
+        """GetCheckpointArchiveUrl makes a link to the archive for a program that speaks HTTP. Gateways
+        whose HTTP door is closed, or that do not know under which address it is reached, answer
+        UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CheckpointServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -200,6 +241,21 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
                     servicer.ListCheckpointFiles,
                     request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesRequest.FromString,
                     response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesResponse.SerializeToString,
+            ),
+            'ReadCheckpointFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadCheckpointFile,
+                    request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointFileRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointFileResponse.SerializeToString,
+            ),
+            'ReadCheckpointArchive': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadCheckpointArchive,
+                    request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointArchiveRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointArchiveResponse.SerializeToString,
+            ),
+            'GetCheckpointArchiveUrl': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpointArchiveUrl,
+                    request_deserializer=tinkergate_dot_v1_dot_checkpoint__pb2.GetCheckpointArchiveUrlRequest.FromString,
+                    response_serializer=tinkergate_dot_v1_dot_checkpoint__pb2.GetCheckpointArchiveUrlResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -447,6 +503,87 @@ class CheckpointService(object):
             '/tinkergate.v1.CheckpointService/ListCheckpointFiles',
             tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesRequest.SerializeToString,
             tinkergate_dot_v1_dot_checkpoint__pb2.ListCheckpointFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadCheckpointFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tinkergate.v1.CheckpointService/ReadCheckpointFile',
+            tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointFileRequest.SerializeToString,
+            tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadCheckpointArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tinkergate.v1.CheckpointService/ReadCheckpointArchive',
+            tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointArchiveRequest.SerializeToString,
+            tinkergate_dot_v1_dot_checkpoint__pb2.ReadCheckpointArchiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpointArchiveUrl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tinkergate.v1.CheckpointService/GetCheckpointArchiveUrl',
+            tinkergate_dot_v1_dot_checkpoint__pb2.GetCheckpointArchiveUrlRequest.SerializeToString,
+            tinkergate_dot_v1_dot_checkpoint__pb2.GetCheckpointArchiveUrlResponse.FromString,
             options,
             channel_credentials,
             insecure,

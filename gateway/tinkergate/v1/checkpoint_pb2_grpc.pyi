@@ -57,6 +57,20 @@ class CheckpointServiceStub:
     """
     ListCheckpointFiles: _grpc.UnaryUnaryMultiCallable[_checkpoint_pb2.ListCheckpointFilesRequest, _checkpoint_pb2.ListCheckpointFilesResponse]
     """ListCheckpointFiles lists the files of a checkpoint, by name."""
+    ReadCheckpointFile: _grpc.UnaryStreamMultiCallable[_checkpoint_pb2.ReadCheckpointFileRequest, _checkpoint_pb2.ReadCheckpointFileResponse]
+    """ReadCheckpointFile reads one file from any place on. The first message is the header, bytes
+    follow in order; the stream ends when all of them were sent.
+    """
+    ReadCheckpointArchive: _grpc.UnaryStreamMultiCallable[_checkpoint_pb2.ReadCheckpointArchiveRequest, _checkpoint_pb2.ReadCheckpointArchiveResponse]
+    """ReadCheckpointArchive reads all files as one .tar.gz, from any place on. The same checkpoint
+    gives the same bytes, over this method and over HTTP. The first message is the header, bytes
+    follow in order; the stream ends when all of them were sent.
+    """
+    GetCheckpointArchiveUrl: _grpc.UnaryUnaryMultiCallable[_checkpoint_pb2.GetCheckpointArchiveUrlRequest, _checkpoint_pb2.GetCheckpointArchiveUrlResponse]
+    """GetCheckpointArchiveUrl makes a link to the archive for a program that speaks HTTP. Gateways
+    whose HTTP door is closed, or that do not know under which address it is reached, answer
+    UNIMPLEMENTED.
+    """
 
 @_typing.type_check_only
 class CheckpointServiceAsyncStub(CheckpointServiceStub):
@@ -87,6 +101,20 @@ class CheckpointServiceAsyncStub(CheckpointServiceStub):
     """
     ListCheckpointFiles: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.ListCheckpointFilesRequest, _checkpoint_pb2.ListCheckpointFilesResponse]  # type: ignore[assignment]
     """ListCheckpointFiles lists the files of a checkpoint, by name."""
+    ReadCheckpointFile: _aio.UnaryStreamMultiCallable[_checkpoint_pb2.ReadCheckpointFileRequest, _checkpoint_pb2.ReadCheckpointFileResponse]  # type: ignore[assignment]
+    """ReadCheckpointFile reads one file from any place on. The first message is the header, bytes
+    follow in order; the stream ends when all of them were sent.
+    """
+    ReadCheckpointArchive: _aio.UnaryStreamMultiCallable[_checkpoint_pb2.ReadCheckpointArchiveRequest, _checkpoint_pb2.ReadCheckpointArchiveResponse]  # type: ignore[assignment]
+    """ReadCheckpointArchive reads all files as one .tar.gz, from any place on. The same checkpoint
+    gives the same bytes, over this method and over HTTP. The first message is the header, bytes
+    follow in order; the stream ends when all of them were sent.
+    """
+    GetCheckpointArchiveUrl: _aio.UnaryUnaryMultiCallable[_checkpoint_pb2.GetCheckpointArchiveUrlRequest, _checkpoint_pb2.GetCheckpointArchiveUrlResponse]  # type: ignore[assignment]
+    """GetCheckpointArchiveUrl makes a link to the archive for a program that speaks HTTP. Gateways
+    whose HTTP door is closed, or that do not know under which address it is reached, answer
+    UNIMPLEMENTED.
+    """
 
 class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
     """CheckpointService looks after what was saved. A checkpoint is a PEFT folder: adapter_config.json,
@@ -168,5 +196,37 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_pb2.ListCheckpointFilesResponse, _abc.Awaitable[_checkpoint_pb2.ListCheckpointFilesResponse]]:
         """ListCheckpointFiles lists the files of a checkpoint, by name."""
+
+    @_abc_1.abstractmethod
+    def ReadCheckpointFile(
+        self,
+        request: _checkpoint_pb2.ReadCheckpointFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_checkpoint_pb2.ReadCheckpointFileResponse], _abc.AsyncIterator[_checkpoint_pb2.ReadCheckpointFileResponse]]:
+        """ReadCheckpointFile reads one file from any place on. The first message is the header, bytes
+        follow in order; the stream ends when all of them were sent.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadCheckpointArchive(
+        self,
+        request: _checkpoint_pb2.ReadCheckpointArchiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_checkpoint_pb2.ReadCheckpointArchiveResponse], _abc.AsyncIterator[_checkpoint_pb2.ReadCheckpointArchiveResponse]]:
+        """ReadCheckpointArchive reads all files as one .tar.gz, from any place on. The same checkpoint
+        gives the same bytes, over this method and over HTTP. The first message is the header, bytes
+        follow in order; the stream ends when all of them were sent.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCheckpointArchiveUrl(
+        self,
+        request: _checkpoint_pb2.GetCheckpointArchiveUrlRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_pb2.GetCheckpointArchiveUrlResponse, _abc.Awaitable[_checkpoint_pb2.GetCheckpointArchiveUrlResponse]]:
+        """GetCheckpointArchiveUrl makes a link to the archive for a program that speaks HTTP. Gateways
+        whose HTTP door is closed, or that do not know under which address it is reached, answer
+        UNIMPLEMENTED.
+        """
 
 def add_CheckpointServiceServicer_to_server(servicer: CheckpointServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from tinkergate.core.gateway import Gateway
 from tinkergate.errors import invalid_field
@@ -14,6 +15,8 @@ from tinkergate.v1 import (
     DeleteCheckpointRequest,
     DeleteCheckpointResponse,
     FilePiece,
+    GetCheckpointArchiveUrlRequest,
+    GetCheckpointArchiveUrlResponse,
     GetCheckpointRequest,
     GetCheckpointResponse,
     ImportCheckpointRequest,
@@ -25,6 +28,10 @@ from tinkergate.v1 import (
     ListCheckpointsResponse,
     PublishCheckpointRequest,
     PublishCheckpointResponse,
+    ReadCheckpointArchiveRequest,
+    ReadCheckpointArchiveResponse,
+    ReadCheckpointFileRequest,
+    ReadCheckpointFileResponse,
     SetCheckpointTtlRequest,
     SetCheckpointTtlResponse,
     UnpublishCheckpointRequest,
@@ -94,6 +101,36 @@ class CheckpointServicer(CheckpointServiceServicer):
     ) -> ListCheckpointFilesResponse:
         """Answer ListCheckpointFiles."""
         return await self._files.list(request)
+
+    async def ReadCheckpointFile(
+        self, request: ReadCheckpointFileRequest, context: Context
+    ) -> AsyncIterator[ReadCheckpointFileResponse]:
+        """Answer ReadCheckpointFile. The next piece is read when gRPC has taken the last."""
+        content = await self._files.file(request.path, request.name)
+        content.check(request.offset, request.expected_etag)
+        yield ReadCheckpointFileResponse(header=content.header())
+        async with aclosing(content.read(request.offset)) as pieces:
+            async for piece in pieces:
+                yield ReadCheckpointFileResponse(data=piece)
+
+    async def ReadCheckpointArchive(
+        self, request: ReadCheckpointArchiveRequest, context: Context
+    ) -> AsyncIterator[ReadCheckpointArchiveResponse]:
+        """Answer ReadCheckpointArchive. The next piece is read when gRPC has taken the last."""
+        content = await self._files.archive(request.path)
+        content.check(request.offset, request.expected_etag)
+        yield ReadCheckpointArchiveResponse(header=content.header())
+        known = request.contents_crc32 if request.HasField("contents_crc32") else None
+        reading = content.stretches(request.offset, checksum=known)
+        async with aclosing(reading) as stretches:
+            async for data, checksum in stretches:
+                yield ReadCheckpointArchiveResponse(data=data, contents_crc32=checksum)
+
+    async def GetCheckpointArchiveUrl(
+        self, request: GetCheckpointArchiveUrlRequest, context: Context
+    ) -> GetCheckpointArchiveUrlResponse:
+        """Answer GetCheckpointArchiveUrl."""
+        return await self._files.archive_url(request)
 
 
 async def _header(messages: AsyncIterator[ImportCheckpointRequest]) -> ImportHeader:

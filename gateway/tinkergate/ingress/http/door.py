@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,13 +18,14 @@ from tinkergate.ingress.address import (
     parse_address,
 )
 from tinkergate.ingress.http.calls import Calls
+from tinkergate.ingress.http.downloads import Downloads
 from tinkergate.ingress.http.listener import FLAG, Listener
 from tinkergate.ingress.http.secret import derive, load_secret
 from tinkergate.ingress.http.settings import HttpSettings
 from tinkergate.ingress.http.signed_urls import SignedUrls
 from tinkergate.ingress.keys import ApiKeys
 from tinkergate.ingress.tinker_rest.app import QUIET, TinkerRest
-from tinkergate.ingress.tinker_rest.context import Context, Profile
+from tinkergate.ingress.tinker_rest.context import DOWNLOADS, Context, Profile
 from tinkergate.ingress.tinker_rest.errors import error_response
 from tinkergate.ingress.tinker_rest.tokens import Tokens
 from tinkergate.ingress.tls import TlsFiles, server_context
@@ -91,7 +93,11 @@ class HttpDoor:
         # A dialect with paths of its own goes before it; whatever belongs to none ends here.
         app = _Front(self._prefix, [("", tinker)])
         self._listener = Listener(app, self._address, self._tls, settings)
-        return await self._listener.start()
+        listening = await self._listener.start()
+        if base_url := context.public_url or _own_url(listening, tls=self._tls is not None):
+            downloads = Downloads(gateway, context.urls, DOWNLOADS)
+            gateway.checkpoint_files.links = downloads.links(base_url)
+        return listening
 
     async def drain(self) -> None:
         """Tell health checks that no new work is welcome. Calls are answered as before."""
@@ -124,6 +130,17 @@ class _Front:
             if path.startswith(paths):
                 await app(scope, receive, send)
                 return
+
+
+def _own_url(address: Address, *, tls: bool) -> str:
+    """The URL of the address that is listened on; empty for one that stands for all of a machine,
+    by which nobody is reached."""
+    try:
+        if ipaddress.ip_address(address.host).is_unspecified:
+            return ""
+    except ValueError:
+        pass  # a name
+    return f"{'https' if tls else 'http'}://{address}"
 
 
 def _prefix(public_url: str) -> str:

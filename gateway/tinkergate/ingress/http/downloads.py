@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tinkergate.core.checkpoint_files import CheckpointFiles, Content
+from tinkergate.core.checkpoint_contents import Content
+from tinkergate.core.checkpoint_files import CheckpointFiles
 from tinkergate.core.gateway import Gateway
 from tinkergate.ingress.http.signed_urls import EXPIRES, SIGNATURE, Link, SignedUrls
 from tinkergate.v1 import Checkpoint
-
-MARKER: Final = "checkpoint_complete"
-"""An empty file at the end of an archive, by which some tools tell a whole one."""
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -41,6 +37,10 @@ class Downloads:
         """A link to one file of a checkpoint."""
         return self._urls.link(base_url, f"{self._place(checkpoint)}/files/{name}")
 
+    def links(self, base_url: str) -> Links:
+        """Links under `base_url` for the callers of other doors."""
+        return Links(self, base_url)
+
     def _place(self, checkpoint: Checkpoint) -> str:
         return f"{self._prefix}{checkpoint.model_id}/{checkpoint.checkpoint_id}"
 
@@ -54,7 +54,7 @@ class Downloads:
 
     async def _archive(self, request: Request) -> Response:
         path = self._let_in(request)
-        content = await self._files.archive(path, MARKER)
+        content = await self._files.archive(path)
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.removeprefix("tinker://")) + ".tar.gz"
         return respond(request, content, name, "application/gzip")
 
@@ -69,6 +69,22 @@ class Downloads:
         self._urls.check(request.scope["path"], query.get(EXPIRES, ""), query.get(SIGNATURE, ""))
         parts = request.path_params
         return f"tinker://{parts['model_id']}/{parts['kind']}/{parts['name']}"
+
+
+@dataclass(frozen=True)
+class Links:
+    """Makes links that begin with a URL that is known beforehand; see `CheckpointLinks`."""
+
+    downloads: Downloads
+    base_url: str
+
+    def archive(self, checkpoint: Checkpoint) -> Link:
+        """To the archive."""
+        return self.downloads.archive_link(self.base_url, checkpoint)
+
+    def file(self, checkpoint: Checkpoint, name: str) -> Link:
+        """To one file."""
+        return self.downloads.file_link(self.base_url, checkpoint, name)
 
 
 def respond(request: Request, content: Content, filename: str, media_type: str) -> Response:
@@ -101,8 +117,7 @@ def respond(request: Request, content: Content, filename: str, media_type: str) 
     headers["content-disposition"] = f'attachment; filename="{filename}"'
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
-    body = _bytes(content, first, end - first)
-    return StreamingResponse(body, status, headers, media_type)
+    return StreamingResponse(content.read(first, end), status, headers, media_type)
 
 
 def _range(asked: str, size: int) -> tuple[int, int] | None:
@@ -117,13 +132,3 @@ def _range(asked: str, size: int) -> tuple[int, int] | None:
     if last and int(last) < int(first):
         return None
     return int(first), min(int(last) + 1, size) if last else size
-
-
-async def _bytes(content: Content, first: int, left: int) -> AsyncIterator[bytes]:
-    async with aclosing(content.read(first)) as pieces:  # type: ignore[type-var]
-        async for piece in pieces:
-            if len(piece) >= left:
-                yield piece[:left]
-                return
-            left -= len(piece)
-            yield piece

@@ -22,6 +22,9 @@ SIGNED = "/api/v1/signed/"
 """Routes under it are let in without a key: the route checks the signature in the URL's query,
 which is not logged."""
 
+DOWNLOADS = f"{SIGNED}checkpoints/"
+"""Routes under it lead to the bytes of checkpoints, whichever door made the link."""
+
 
 @dataclass(frozen=True)
 class Context:

@@ -11,14 +11,14 @@ from starlette.routing import Route
 from tinkergate.ingress.http.downloads import Downloads
 from tinkergate.ingress.tinker_rest.console.checkpoints import CHECKPOINT
 from tinkergate.ingress.tinker_rest.console.queries import path_of
-from tinkergate.ingress.tinker_rest.context import SIGNED, Context
+from tinkergate.ingress.tinker_rest.context import DOWNLOADS, Context
 from tinkergate.ingress.tinker_rest.errors import json_response
 
 
 def routes(context: Context) -> list[Route]:
     """archive and external_weights_urls, and what their links lead to."""
     files = context.gateway.checkpoint_files
-    downloads = Downloads(context.gateway, context.urls, f"{SIGNED}checkpoints/")
+    downloads = Downloads(context.gateway, context.urls, DOWNLOADS)
 
     async def archive(request: Request) -> Response:
         checkpoint, _ = await files.all(path_of(request))
