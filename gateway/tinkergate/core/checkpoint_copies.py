@@ -119,7 +119,7 @@ class CheckpointCopies:
             raise
         copy.size_bytes = saved.size_bytes or copy.size_bytes
         copy.upstream_path = saved.upstream_path
-        self._registry.add(copy, source.has_optimizer)
+        self._registry.add(copy, source.has_optimizer, source.optimizer_steps)
         if run is not None:
             self._sessions.note_model(run.message.session_id, run.model_id)
         return copy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -46,15 +46,30 @@ def set_expiry(message: Checkpoint, now: int, ttl: Duration | None) -> None:
 class CheckpointEntry:
     """One checkpoint."""
 
-    __slots__ = ("has_optimizer", "message", "number")
+    __slots__ = ("has_optimizer", "message", "number", "optimizer_steps")
 
-    def __init__(self, number: int, message: Checkpoint, has_optimizer: bool | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        message: Checkpoint,
+        has_optimizer: bool | None,
+        optimizer_steps: int | None = None,
+    ) -> None:
         self.number = number
         self.message = message
         """Never changed, because answers share it; `CheckpointRegistry.change` puts another in its
         place. Another save under the same path makes another entry."""
         self.has_optimizer = has_optimizer
         """None if only the backend knows."""
+        self.optimizer_steps = optimizer_steps
+        """How many its model had taken; None if only the backend knows."""
+
+    def steps_loaded(self, told: int, *, with_optimizer: bool) -> int:
+        """How many optimizer steps a model has taken that was given these weights. `told` is the
+        backend's answer: a service elsewhere need not know."""
+        if not with_optimizer:
+            return 0
+        return told if self.optimizer_steps is None else self.optimizer_steps
 
     def check_optimizer(self, wanted: bool) -> None:
         """Raise if the optimizer's state is wanted, and known not to be there."""
@@ -75,6 +90,8 @@ class CheckpointRegistry:
         self._entries: dict[str, CheckpointEntry] = {}
         self._saving: Counter[str] = Counter()
         self._next_number = 1
+        self.on_remove: list[Callable[[Checkpoint], None]] = []
+        """Called with each checkpoint that is gone, or about to be replaced."""
 
     def newest_first(self) -> Iterator[CheckpointEntry]:
         """All checkpoints."""
@@ -137,10 +154,12 @@ class CheckpointRegistry:
         model: Model,
         *,
         saved: SavedCheckpoint,
+        optimizer_steps: int,
         ttl: Duration | None,
         user_metadata: Mapping[str, str],
     ) -> None:
-        """A model's backend has saved a checkpoint."""
+        """A model's backend has saved a checkpoint. `optimizer_steps` is how many the model had
+        taken."""
         message = Checkpoint(
             path=str(path),
             checkpoint_id=path.checkpoint_id,
@@ -156,13 +175,18 @@ class CheckpointRegistry:
             upstream_path=saved.upstream_path,
         )
         set_times(message, self._clock.now(), ttl)
-        self.add(message, saved.has_optimizer)
+        self.add(message, saved.has_optimizer, optimizer_steps)
 
-    def add(self, message: Checkpoint, has_optimizer: bool | None) -> CheckpointEntry:
+    def add(
+        self,
+        message: Checkpoint,
+        has_optimizer: bool | None,
+        optimizer_steps: int | None = None,
+    ) -> CheckpointEntry:
         """Take a checkpoint in, in place of one of the same path if there is one."""
         if message.path in self._entries:
             self.remove(message.path)
-        entry = CheckpointEntry(self._next_number, message, has_optimizer)
+        entry = CheckpointEntry(self._next_number, message, has_optimizer, optimizer_steps)
         self._next_number += 1
         self._entries[message.path] = entry
         self._store.insert(
@@ -171,6 +195,7 @@ class CheckpointRegistry:
             number=entry.number,
             model_id=message.model_id,
             has_optimizer=has_optimizer,
+            optimizer_steps=optimizer_steps,
             message=message.SerializeToString(),
         )
         return entry
@@ -182,8 +207,11 @@ class CheckpointRegistry:
 
     def remove(self, path: str) -> None:
         """Forget a checkpoint. Unknown paths are no error."""
-        if self._entries.pop(path, None) is not None:
+        entry = self._entries.pop(path, None)
+        if entry is not None:
             self._store.delete(CheckpointRow, path)
+            for told in self.on_remove:
+                told(entry.message)
 
     def expired(self) -> list[CheckpointEntry]:
         """Checkpoints whose time is over, but for those that are being saved anew."""
@@ -200,7 +228,9 @@ class CheckpointRegistry:
         """Take up what an earlier run of the gateway left."""
         for row in rows:
             message = Checkpoint.FromString(row.message)
-            self._entries[row.path] = CheckpointEntry(row.number, message, row.has_optimizer)
+            self._entries[row.path] = CheckpointEntry(
+                row.number, message, row.has_optimizer, row.optimizer_steps
+            )
             self._next_number = row.number + 1
 
     def reconcile(self, backend: str, held: Sequence[Checkpoint], *, complete: bool) -> None:

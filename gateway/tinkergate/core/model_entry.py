@@ -27,6 +27,10 @@ _STATE_WORDS = {
 class StepChange(Protocol):
     """An operation that changes how many optimizer steps a model has."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is done, well or not."""
+
     def steps_after(self, steps: int) -> int:
         """How many there are after it, if there were `steps` before."""
 
@@ -84,14 +88,21 @@ class LiveModel:
         self.closing = False
         """Whether it takes no more operations, because it is being unloaded."""
         self.changing: list[StepChange] = []
-        """Operations that were handed to the backend, in order, and are not done: each changes the
-        number of optimizer steps."""
+        """Operations that were handed to the backend, in order, and are not counted yet: each
+        changes the number of optimizer steps."""
         self._arrivals = 0
 
     @property
     def optimizer(self) -> str:
         """The kind of optimizer that it was made for."""
         return self.entry.message.optimizer_config.type
+
+    def count_steps(self) -> None:
+        """Count the operations that are done, as far as all before them are: results may come in
+        another order than the model's own."""
+        while self.changing and self.changing[0].settled:
+            message = self.entry.message
+            message.optimizer_steps = self.changing.pop(0).steps_after(message.optimizer_steps)
 
     def operation_part(self, seq_id: int | None) -> str:
         """The model's own part of a new operation's name: by seq_id, else by arrival."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 
 from tinkergate.backends.base import Backend, ModelFacts, ModelSpec
 from tinkergate.core.admission import Admission
 from tinkergate.core.background import Background
-from tinkergate.core.checkpoint_registry import CheckpointRegistry
+from tinkergate.core.checkpoint_registry import CheckpointEntry, CheckpointRegistry
 from tinkergate.core.clock import Clock, set_time
 from tinkergate.core.faults import as_gateway_error
 from tinkergate.core.identity import conflict, request_hash
@@ -163,7 +164,8 @@ class Models:
         )
         self._table.start(record)
         record.cancel = partial(_cancel_making, live, cancelled())
-        live.making = asyncio.get_running_loop().create_task(_made(backend, spec))
+        begun_from = None if source is None else self._registry.require(source.path)
+        live.making = asyncio.get_running_loop().create_task(_made(backend, spec, begun_from))
         live.making.add_done_callback(partial(self._making_ended, live))
         return record
 
@@ -326,8 +328,16 @@ def _create_identity(request: CreateModelRequest) -> str:
     return ""
 
 
-async def _made(backend: Backend, spec: ModelSpec) -> ModelFacts:
-    return await backend.create_model(spec)
+async def _made(
+    backend: Backend, spec: ModelSpec, begun_from: CheckpointEntry | None
+) -> ModelFacts:
+    facts = await backend.create_model(spec)
+    if begun_from is None or spec.checkpoint is None:
+        return facts
+    steps = begun_from.steps_loaded(
+        facts.optimizer_steps, with_optimizer=spec.checkpoint.with_optimizer
+    )
+    return replace(facts, optimizer_steps=steps)
 
 
 def _cancel_making(live: LiveModel, error: GatewayError) -> bool:

@@ -12,7 +12,7 @@ from tinkergate.backends.base import (
     TrainingRequest,
     TrainingResult,
 )
-from tinkergate.core.checkpoint_registry import CheckpointRegistry
+from tinkergate.core.checkpoint_registry import CheckpointEntry, CheckpointRegistry
 from tinkergate.core.ids import (
     EXTERNAL_WEIGHTS,
     PATH_RULE,
@@ -111,23 +111,24 @@ class _OptimStep(Outcome):
 
     def __init__(self, live: LiveModel) -> None:
         self._live = live
-        self._failed = False
+        self._taken = True
+        self.settled = False
 
     def prepare(self) -> None:
         self._live.changing.append(self)
 
     def conclude(self, result: TrainingResult) -> Message:
-        self._live.changing.remove(self)
-        self._live.entry.message.optimizer_steps += 1
+        self.settled = True
+        self._live.count_steps()
         return super().conclude(result)
 
     def release(self) -> None:
-        if self in self._live.changing:
-            self._live.changing.remove(self)
-            self._failed = True
+        if not self.settled:
+            self.settled, self._taken = True, False
+            self._live.count_steps()
 
     def steps_after(self, steps: int) -> int:
-        return steps if self._failed else steps + 1
+        return steps + self._taken
 
 
 class _StepCount:
@@ -186,6 +187,7 @@ class _SaveCheckpoint(Outcome):
             path,
             self._live.entry.message,
             saved=result,
+            optimizer_steps=self._count.now,
             ttl=request.ttl if request.HasField("ttl") else None,
             user_metadata=request.user_metadata,
         )
@@ -252,26 +254,34 @@ class _LoadState(Outcome):
         self._request = request
         self._book = book
         self._registry = registry
+        self._checkpoint: CheckpointEntry | None = None
         self._loaded: int | None = None
+        self.settled = False
 
     def prepare(self) -> None:
         """Only now: the checkpoint may have been saved by an operation just before."""
         entry = self._registry.require(self._request.path)
         entry.check_optimizer(self._request.with_optimizer)
         _check_same_base(self._live.entry.message, entry.message)
+        self._checkpoint = entry
         self._live.changing.append(self)
 
     def conclude(self, result: TrainingResult) -> Message:
         assert isinstance(result, LoadedState)
-        self._loaded = result.optimizer_steps
-        self._live.changing.remove(self)
-        self._live.entry.message.optimizer_steps = result.optimizer_steps
+        assert self._checkpoint is not None
+        request = self._request
+        self._loaded = self._checkpoint.steps_loaded(
+            result.optimizer_steps, with_optimizer=request.with_optimizer
+        )
+        self.settled = True
+        self._live.count_steps()
         self._book.note(self._live.entry)
-        return LoadStateResult(path=self._request.path, optimizer_steps=result.optimizer_steps)
+        return LoadStateResult(path=request.path, optimizer_steps=self._loaded)
 
     def release(self) -> None:
-        if self in self._live.changing:
-            self._live.changing.remove(self)
+        if not self.settled:
+            self.settled = True
+            self._live.count_steps()
 
     def steps_after(self, steps: int) -> int:
         return steps if self._loaded is None else self._loaded

@@ -35,6 +35,7 @@ class TrainingRuns:
         self._sessions = sessions
         self._book = book
         self._registry = registry
+        registry.on_remove.append(self._checkpoint_removed)
 
     def get(self, model_id: str) -> TrainingRun:
         """One training run. Raises NOT_FOUND."""
@@ -60,6 +61,19 @@ class TrainingRuns:
         if project_id:
             runs = [run for run in runs if self._project_of(run) == project_id]
         return window(runs, offset, limit).map(self._rendered)
+
+    def _checkpoint_removed(self, gone: Checkpoint) -> None:
+        """The newest checkpoints that a model tells are among those that there are."""
+        if gone.model_id not in self._book:
+            return
+        entry = self._book.require(gone.model_id)
+        told = entry.message
+        if gone.path in (told.last_checkpoint, told.last_sampler_checkpoint):
+            run = _run(told, [left.message for left in self._registry.of_model(gone.model_id)])
+            told.last_checkpoint = run.last_checkpoint.path if run.last_checkpoint else ""
+            last_sampler = run.last_sampler_checkpoint
+            told.last_sampler_checkpoint = last_sampler.path if last_sampler else ""
+            self._book.note(entry)
 
     def _rendered(self, run: TrainingRun) -> TrainingRun:
         """The run as an answer: the book's own messages go on changing."""

@@ -91,5 +91,7 @@ class CheckpointRow(Row):
     model_id: Mapped[str] = mapped_column(String(ID_LENGTH), index=True)
     has_optimizer: Mapped[bool | None]
     """None if only the backend knows."""
+    optimizer_steps: Mapped[int | None] = mapped_column(BigInteger)
+    """How many optimizer steps the model had taken; None if only the backend knows."""
     message: Mapped[bytes] = mapped_column(LargeBinary)
     """A Checkpoint."""
