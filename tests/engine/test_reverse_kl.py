@@ -210,8 +210,8 @@ def test_the_gradient_is_that_of_the_formula(
     assert found.losses == pytest.approx([loss.item() for loss in losses], rel=1e-4, abs=1e-5)
     assert found.metrics["loss:sum"] == pytest.approx(total.item(), rel=1e-4, abs=1e-5)
     assert found.metrics["active_tokens:sum"] == sum(np.count_nonzero(t.weights) for t in TEXTS)
-    assert trainer._gradients is not None
-    given = torch.cat([part.flatten() for part in trainer._gradients]).double()
+    assert trainer._gradients.parts is not None
+    given = torch.cat([part.flatten() for part in trainer._gradients.parts]).double()
     assert float(wanted.norm()) > 1e-3
     assert float((given - wanted).norm()) < 1e-4 * float(wanted.norm())
     for key, weight in adapters.parameters("teacher-"):
@@ -223,9 +223,9 @@ def test_micro_batches_add_up(adapters: Adapters, trainer: Trainer) -> None:
     one, many = run(whole, TEXTS, "teacher-"), run(trainer, TEXTS, "teacher-")
     assert many.losses == pytest.approx(one.losses, rel=1e-5, abs=1e-6)
     assert many.metrics == pytest.approx(one.metrics, rel=1e-5, abs=1e-6)
-    assert trainer._gradients is not None
-    assert whole._gradients is not None
-    for part, other in zip(trainer._gradients, whole._gradients, strict=True):
+    assert trainer._gradients.parts is not None
+    assert whole._gradients.parts is not None
+    for part, other in zip(trainer._gradients.parts, whole._gradients.parts, strict=True):
         assert torch.allclose(part, other, rtol=1e-4, atol=1e-6)
 
 
@@ -233,8 +233,8 @@ def test_what_is_the_same_does_not_diverge(adapters: Adapters, trainer: Trainer)
     same = [Comparison(t.tokens, t.tokens, t.weights) for t in TEXTS]
     found = run(trainer, same, "student")
     assert found.losses == pytest.approx([0.0] * len(same), abs=1e-6)
-    assert trainer._gradients is not None
-    assert max(float(part.abs().max()) for part in trainer._gradients) < 1e-4
+    assert trainer._gradients.parts is not None
+    assert max(float(part.abs().max()) for part in trainer._gradients.parts) < 1e-4
 
 
 def test_texts_without_weight_change_nothing(trainer: Trainer) -> None:
@@ -242,14 +242,14 @@ def test_texts_without_weight_change_nothing(trainer: Trainer) -> None:
     found = run(trainer, idle, None)
     assert found.losses == [0.0] * len(idle)
     assert found.metrics == {"loss:sum": 0, "active_tokens:sum": 0, "kl:sum": 0, "kl:max": 0}
-    assert trainer._gradients is None
+    assert trainer._gradients.parts is None
 
 
 def test_a_call_that_is_closed_leaves_nothing(trainer: Trainer) -> None:
     work = trainer.reverse_kl(TEXTS, None, 1.0)
     next(work)
     work.close()
-    assert trainer._gradients is None
+    assert trainer._gradients.parts is None
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,10 @@ def test_no_datum_at_all() -> None:
     assert "sequence_log_ratio:max" not in found.metrics
 
 
-def run(trainer: Trainer, data: list[Example], loss: str) -> ForwardBackwardResult:
-    work = trainer.forward_backward(data, loss, {}, backward=True)
+def run(
+    trainer: Trainer, data: list[Example], loss: str, *, per_token: bool = False
+) -> ForwardBackwardResult:
+    work = trainer.forward_backward(data, loss, {}, backward=True, per_token=per_token)
     while True:
         try:
             next(work)
@@ -163,6 +165,9 @@ def test_a_model_learns_from_what_stays_alone(micro_model_dir: Path) -> None:
     assert [len(logprobs) for logprobs in result.logprobs] == [5, 9, 7]
     run(alone, [rollouts(0.2)[0], rollouts(0.2)[2]], "importance_sampling")
     _same_gradients(corrected, alone)
+    divided = made(RolloutCorrection(threshold=1.1))
+    run(divided, rollouts(off=0.2), "importance_sampling", per_token=True)
+    assert divided._gradients.take().tokens == 5 + 7
 
     near, plain_near = made(RolloutCorrection(threshold=1.1)), made(None)
     assert run(near, rollouts(0.05), "importance_sampling").metrics["masked_datums:sum"] == 0
@@ -173,7 +178,7 @@ def test_a_model_learns_from_what_stays_alone(micro_model_dir: Path) -> None:
 
 
 def _same_gradients(one: Trainer, other: Trainer) -> None:
-    parts: Any = zip(one._gradients or [], other._gradients or [], strict=True)
+    parts: Any = zip(one._gradients.parts or [], other._gradients.parts or [], strict=True)
     for part, right in parts:
         assert torch.allclose(part, right, rtol=1e-4, atol=1e-6)
-    assert any(part.abs().max() > 1e-3 for part in one._gradients or [])
+    assert any(part.abs().max() > 1e-3 for part in one._gradients.parts or [])

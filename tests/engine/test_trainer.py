@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def gradient(trainer: Trainer) -> Tensor:
-    assert trainer._gradients is not None
-    return torch.cat([part.flatten() for part in trainer._gradients])
+    assert trainer._gradients.parts is not None
+    return torch.cat([part.flatten() for part in trainer._gradients.parts])
 
 
 class PlainLoop:
@@ -146,7 +146,7 @@ def test_logprobs_and_loss_are_those_of_a_plain_forward(
         assert np.abs(got - wanted).max() < 1e-4
     loss = -sum((w * one.inputs["weights"]).sum() for w, one in zip(expected, data, strict=True))
     assert result.metrics == {"loss:sum": pytest.approx(loss, rel=1e-4)}
-    assert trainer._gradients is None
+    assert trainer._gradients.parts is None
     again = run(trainer, data, backward=True)
     for one, other in zip(result.logprobs, again.logprobs, strict=True):
         assert np.array_equal(one, other)
@@ -322,6 +322,33 @@ def test_a_failure_leaves_no_trace(trainer: Trainer, monkeypatch: pytest.MonkeyP
     assert torch.equal(gradient(trainer), before)
 
 
+def test_what_failed_counts_for_no_tokens(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def per_token(data: Sequence[Example]) -> Generator[None, None, ForwardBackwardResult]:
+        return trainer.forward_backward(data, "cross_entropy", {}, backward=True, per_token=True)
+
+    list(per_token(UNEVEN[:2]))
+    work = per_token(UNEVEN)
+    next(work)
+    next(work)
+    work.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "linear_logprob", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(per_token(UNEVEN))
+    metrics = trainer.optim_step(ADAM)
+    assert metrics["normalization_tokens:sum"] == 7 + 40
+    # A gradient that is not finite is cleared with its kind.
+    bad = example(5, 0)
+    bad.inputs["weights"][2] = np.inf
+    list(per_token([bad]))
+    with pytest.raises(GatewayError, match="no step was taken"):
+        trainer.optim_step(ADAM)
+    run(trainer, UNEVEN)
+    assert "normalization_tokens:sum" not in trainer.optim_step(ADAM)
+
+
 def test_bad_input_is_refused_before_any_work(trainer: Trainer) -> None:
     with pytest.raises(GatewayError, match="loss_fn"):
         trainer.forward_backward(UNEVEN, "stable_reinforce", {}, backward=True)
@@ -408,4 +435,4 @@ def test_a_state_that_does_not_fit_changes_nothing(
     assert after.optimizer.step == 1
     assert torch.equal(gradient(trainer), held)
     trainer.load_state(before.weights, before.optimizer)
-    assert trainer._gradients is None
+    assert trainer._gradients.parts is None

@@ -138,8 +138,8 @@ def examples(trainer: Trainer, name: str, *, optional: bool = True) -> list[Exam
 
 
 def gradient(trainer: Trainer) -> Tensor:
-    assert trainer._gradients is not None
-    return torch.cat([part.flatten() for part in trainer._gradients])
+    assert trainer._gradients.parts is not None
+    return torch.cat([part.flatten() for part in trainer._gradients.parts])
 
 
 @ALL
@@ -188,7 +188,7 @@ def test_micro_batches_add_up(
 def test_forward_says_the_same_and_leaves_no_gradient(trainer: Trainer, name: str) -> None:
     data = examples(trainer, name)
     only = run(trainer, data, name, backward=False)
-    assert trainer._gradients is None
+    assert trainer._gradients.parts is None
     both = run(trainer, data, name)
     assert only.metrics == both.metrics
     assert all(map(np.array_equal, only.logprobs, both.logprobs))

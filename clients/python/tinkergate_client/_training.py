@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tinkergate.v1 import (
     AdamParams,
@@ -16,6 +16,7 @@ from tinkergate.v1 import (
     GetModelRequest,
     LoadStateRequest,
     Model,
+    Normalization,
     Operation,
     OptimizerParams,
     OptimStepRequest,
@@ -43,6 +44,10 @@ from tinkergate_client._submission import Request, Rpc, Submitter
 
 Result = TypeVar("Result")
 LossConfig = Mapping[str, float | str]
+_NORMALIZATIONS = {
+    "sum": Normalization.NORMALIZATION_SUM,
+    "per_token": Normalization.NORMALIZATION_PER_TOKEN,
+}
 
 
 class TrainingModel:
@@ -96,6 +101,8 @@ class TrainingModel:
         data: Sequence[Datum],
         loss_fn: str = "cross_entropy",
         config: LossConfig | None = None,
+        *,
+        normalization: Literal["sum", "per_token"] = "sum",
     ) -> OperationFuture[ForwardBackwardResult]:
         """Add the gradient of the loss to those since the last optimizer step.
 
@@ -109,15 +116,24 @@ class TrainingModel:
             loss_fn: The loss by name. `Client.capabilities` lists those that there are, with their
                 inputs and settings; docs/losses.md says what they compute.
             config: The loss's settings; the others have their defaults.
+            normalization: With "per_token", `optim_step` divides the gradients since the last one
+                by the number of active tokens behind them, once, before it clips them. The losses
+                of the results stay sums. Gradients of both kinds do not mix between two steps.
+                Backends that offer it say `token_normalization` in their capabilities.
 
-        Raises InvalidRequest for a datum that is larger than a message.
+        Raises InvalidRequest for a datum that is larger than a message, ValueError for another
+        normalization.
         """
+        if normalization not in _NORMALIZATIONS:
+            known = " or ".join(map(repr, _NORMALIZATIONS))
+            raise ValueError(f"normalization is {normalization!r}; must be {known}")
         requests = [
             ForwardBackwardRequest(
                 model_id=self.model_id,
                 data=chunk,
                 loss_fn=loss_fn,
                 loss_fn_config=_config(config),
+                normalization=_NORMALIZATIONS[normalization],
             )
             for chunk in self._chunks(data, loss_fn)
         ]

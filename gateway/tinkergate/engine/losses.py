@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tinkergate.errors import Violation, invalid, invalid_field
 from tinkergate_kernels.losses import LOSSES, LossSpec
 
 TARGETS = "target_tokens"
 """The input that every loss has: the int64 token ids that are scored, (N,) or (N, K)."""
+
+WEIGHTS = "weights"
+"""The input by which some losses weigh tokens."""
 
 LossSettings = Mapping[str, float | str]
 """The settings of a loss by name."""
@@ -91,6 +95,18 @@ def _input_violations(spec: LossSpec, example: Example, where: str) -> list[Viol
         for key, array in example.inputs.items()
         if key in known and array.shape != targets.shape
     ]
+
+
+def active_tokens(weights: Tensor | None, count: int, metrics: Mapping[str, float]) -> int:
+    """How many of `count` tokens are not masked, by the metrics of their loss, or if it does not
+    say by their weights, (count,) or (count, K): one of K targets is enough. Without weights, all
+    are there."""
+    said = metrics.get("active_tokens:sum")
+    if said is not None:
+        return round(said)
+    if weights is None:
+        return count
+    return int((weights.view(count, -1) != 0).any(dim=1).sum())
 
 
 class MetricTotals:

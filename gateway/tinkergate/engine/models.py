@@ -173,13 +173,16 @@ class Models:
         config: LossSettings,
         *,
         backward: bool,
+        per_token: bool = False,
         on_start: OnStart | None = None,
     ) -> Handle[ForwardBackwardResult]:
         """See `Trainer.forward_backward`. Can be cancelled while it runs."""
         model = self._model(model_id)
 
         def work() -> Work[ForwardBackwardResult]:
-            return model.trainer.forward_backward(examples, loss_fn, config, backward=backward)
+            return model.trainer.forward_backward(
+                examples, loss_fn, config, backward=backward, per_token=per_token
+            )
 
         return model.queue.submit(work, on_start=on_start)
 

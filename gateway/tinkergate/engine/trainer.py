@@ -15,11 +15,14 @@ from tinkergate.engine.adapters import Adapters
 from tinkergate.engine.attention import PackedPlan
 from tinkergate.engine.base import BaseModel
 from tinkergate.engine.distillation import Comparison, checked_comparisons, distil
+from tinkergate.engine.gradients import Gradients, added
 from tinkergate.engine.losses import (
     TARGETS,
+    WEIGHTS,
     Example,
     LossSettings,
     MetricTotals,
+    active_tokens,
     checked_loss,
 )
 from tinkergate.engine.optimizer import AdamSettings, AdamW, OptimizerState, check_like
@@ -70,6 +73,7 @@ class _Outcome(NamedTuple):
     logprobs: list[NDArray[np.float32]]
     loss: float
     metrics: dict[str, float]
+    active: int
     gradients: list[Tensor] | None
 
 
@@ -100,7 +104,7 @@ class Trainer:
         self._parameters = [parameter for _, parameter in parameters]
         self._parameter_count = sum(parameter.numel() for parameter in self._parameters)
         self._optimizer = AdamW(parameters)
-        self._gradients: list[Tensor] | None = None
+        self._gradients = Gradients()
 
     @property
     def optimizer_steps(self) -> int:
@@ -114,15 +118,20 @@ class Trainer:
         config: LossSettings,
         *,
         backward: bool,
+        per_token: bool = False,
     ) -> Generator[None, None, ForwardBackwardResult]:
         """Compute logprobs and the loss; with `backward`, add its gradient to those since the last
         step. The work is in the generator, which yields between micro-batches. Until it returns,
-        nothing has changed: an exception, or closing it, leaves no trace.
+        nothing has changed: an exception, or closing it, leaves no trace. With `per_token`, the
+        step divides what was added by the number of active tokens behind it.
 
-        Raises GatewayError at once for input that breaks the loss's rules.
+        Raises GatewayError at once for input that breaks the loss's rules, and for a gradient that
+        is per token where those before it are not, or the other way round.
         """
         spec = checked_loss(loss_fn, config, examples)
-        return self._forward_backward(examples, spec, spec.resolved(config), backward)
+        if backward:
+            self._gradients.check(per_token=per_token)
+        return self._forward_backward(examples, spec, spec.resolved(config), backward, per_token)
 
     def _forward_backward(
         self,
@@ -130,12 +139,13 @@ class Trainer:
         spec: LossSpec,
         settings: Mapping[str, float],
         backward: bool,
+        per_token: bool,
     ) -> Generator[None, None, ForwardBackwardResult]:
         lengths = [len(example.tokens) for example in examples]
         widths = [example.inputs[TARGETS].shape[1:] for example in examples]
         logprobs: list[NDArray[np.float32]] = []
         totals = MetricTotals()
-        loss = 0.0
+        loss, active = 0.0, 0
         gradients: list[Tensor] | None = None
         together = 2 if spec.paired else 1
         batches = pack(lengths, self._budget, kinds=widths, together=together)
@@ -147,8 +157,9 @@ class Trainer:
             logprobs += outcome.logprobs
             loss += outcome.loss
             totals.add(outcome.metrics, len(batch))
-            gradients = _sum(gradients, outcome.gradients)
-        self._gradients = _sum(self._gradients, gradients)
+            active += outcome.active
+            gradients = added(gradients, outcome.gradients)
+        self._gradients.add(gradients, per_token=per_token, tokens=active)
         return ForwardBackwardResult(logprobs, {"loss:sum": loss} | totals.result())
 
     def _micro_batch(
@@ -185,6 +196,7 @@ class Trainer:
             np.split(flat, np.cumsum(lengths[:-1])),
             result.loss.item(),
             result.metrics,
+            active_tokens(inputs.get(WEIGHTS), len(tokens), result.metrics),
             None if gradients is None else list(gradients),
         )
 
@@ -215,8 +227,10 @@ class Trainer:
         """Add the gradient of the reverse KL divergence to the adapter `reference`, or to the bare
         base model (None), to those since the last step: see `distillation`. Works, and leaves no
         trace, as `forward_backward` does; the reference must stay meanwhile. Raises GatewayError at
-        once for texts that break the rules."""
+        once for texts that break the rules, and where the gradients since the last step are per
+        token."""
         checked_comparisons(texts, temperature)
+        self._gradients.check(per_token=False)
         return self._reverse_kl(texts, reference, temperature)
 
     def _reverse_kl(
@@ -235,8 +249,8 @@ class Trainer:
             rows += len(outcome.divergences)
             divergence += float(outcome.divergences.sum())
             largest = max(largest, float(outcome.divergences.max(initial=0.0)))
-            gradients = _sum(gradients, outcome.gradients)
-        self._gradients = _sum(self._gradients, gradients)
+            gradients = added(gradients, outcome.gradients)
+        self._gradients.add(gradients)
         metrics = {
             "loss:sum": sum(losses),
             "active_tokens:sum": float(rows),
@@ -247,14 +261,16 @@ class Trainer:
 
     def optim_step(self, settings: AdamSettings) -> dict[str, float]:
         """Take one AdamW step with the gradients added up since the last one, and clear them.
-        Without any, the gradient is zero. Answers metrics: `grad_norm:mean`, before clipping.
+        Without any, the gradient is zero. Answers metrics: `grad_norm:mean`, before clipping, and
+        if they are per token `normalization_tokens:sum`, what they were divided by.
         Raises GatewayError, leaving the weights alone, if the gradient is not finite."""
-        gradients, self._gradients = self._gradients, None
-        if gradients is None:
-            gradients = [torch.zeros_like(p, requires_grad=False) for p in self._parameters]
         # A step is a few dozen operations on each number.
         with threads_for(32, self._parameter_count):
-            return {"grad_norm:mean": self._optimizer.step(gradients, settings)}
+            gradients, tokens = self._gradients.take()
+            if gradients is None:
+                gradients = [torch.zeros_like(p, requires_grad=False) for p in self._parameters]
+            metrics = {"grad_norm:mean": self._optimizer.step(gradients, settings)}
+        return metrics if tokens is None else metrics | {"normalization_tokens:sum": float(tokens)}
 
     def state(self) -> TrainingState:
         """A copy of the weights and of the optimizer's state."""
@@ -273,12 +289,4 @@ class Trainer:
             for key, parameter in parameters.items():
                 parameter.copy_(weights[key])
         self._optimizer.load_state(optimizer)
-        self._gradients = None
-
-
-def _sum(total: list[Tensor] | None, more: list[Tensor] | None) -> list[Tensor] | None:
-    """Gradients added up, in place; None means zero."""
-    if total is None or more is None:
-        return more if total is None else total
-    torch._foreach_add_(total, more)
-    return total
+        self._gradients.clear()

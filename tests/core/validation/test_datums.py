@@ -24,6 +24,7 @@ from tinkergate.v1 import (
     ImageChunk,
     LossCapability,
     LossSetting,
+    Normalization,
     SparseCsr,
     Tensor,
 )
@@ -267,6 +268,27 @@ def test_settings_within_their_range_pass() -> None:
         "form": {"text": "of which nothing is known"},
     }
     assert violations(request(datum(), datum(), loss="dpo", loss_fn_config=config)) == {}
+
+
+def test_gradients_per_token() -> None:
+    asked = request(datum(), normalization=Normalization.NORMALIZATION_PER_TOKEN)
+    assert not violations(asked, token_normalization=True)
+    with pytest.raises(GatewayError, match="does not support gradients per token") as caught:
+        violations(asked)
+    assert caught.value.kind is Kind.UNSUPPORTED
+    losses = [LossCapability(name="cross_entropy", required_inputs=["target_tokens"])]
+    losses[0].optional_inputs.append("weights")
+    losses[0].emulated = True
+    computed = BackendCapabilities(name="books", losses=losses, token_normalization=True)
+    with pytest.raises(GatewayError, match="which the gateway computes"):
+        check_training_request(asked, Facts(Abilities(computed), VOCAB, CONTEXT), "adamw")
+
+
+def test_other_normalizations() -> None:
+    for plain in (Normalization.NORMALIZATION_UNSPECIFIED, Normalization.NORMALIZATION_SUM):
+        assert not violations(request(datum(), normalization=plain))
+    unknown = request(datum(), normalization=3)  # type: ignore[arg-type]
+    assert violations(unknown) == {"normalization": "is 3, which is no Normalization"}
 
 
 def test_half_a_pair_is_refused() -> None:

@@ -47,6 +47,7 @@ from tinkergate.v1 import (
     ForwardRequest,
     InterpolateCheckpointsRequest,
     LoadStateRequest,
+    Normalization,
     OptimStepRequest,
     SampleRequest,
     SampleResponse,
@@ -133,6 +134,7 @@ class LocalBackend:
             external_weights=True,
             checkpoint_files=True,
             checkpoint_import=True,
+            token_normalization=True,
         )
 
     async def models(self) -> Sequence[SupportedModel]:
@@ -215,6 +217,8 @@ class LocalBackend:
             request.loss_fn,
             convert.settings_from_config(request.loss_fn_config),
             backward=isinstance(request, ForwardBackwardRequest),
+            per_token=isinstance(request, ForwardBackwardRequest)
+            and request.normalization == Normalization.NORMALIZATION_PER_TOKEN,
             on_start=begun,
         )
         return _submission(handle, convert.output_from_result)

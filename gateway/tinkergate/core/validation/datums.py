@@ -16,6 +16,7 @@ from tinkergate.v1 import (
     ForwardBackwardRequest,
     ForwardRequest,
     LossSetting,
+    Normalization,
     ProvenanceSpan,
 )
 
@@ -53,9 +54,29 @@ def check_forward(
                 f"has {len(request.data)} datums; the loss takes pairs, even = chosen and odd = "
                 "rejected, so must be an even number",
             )
+    if isinstance(request, ForwardBackwardRequest):
+        _check_normalization(report, request, facts, rule)
     if not request.data:
         report.add("data", "is empty; needs at least one datum")
     _DatumRules(report, facts, rule).check(request.data)
+
+
+def _check_normalization(
+    report: Report, request: ForwardBackwardRequest, facts: Facts, rule: LossRule | None
+) -> None:
+    if request.normalization not in Normalization.values():
+        report.add("normalization", f"is {request.normalization}, which is no Normalization")
+    if request.normalization != Normalization.NORMALIZATION_PER_TOKEN:
+        return
+    backend = facts.abilities.backend
+    if not facts.abilities.capabilities.token_normalization:
+        raise unsupported("gradients per token", backend)
+    if rule is not None and rule.emulated:
+        raise unsupported(
+            f"gradients per token of the loss {request.loss_fn!r}, which the gateway computes: "
+            "which tokens it is active on is not told",
+            backend,
+        )
 
 
 def _check_config(report: Report, config: Mapping[str, ConfigValue], rule: LossRule) -> None:
