@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -91,8 +91,24 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(internal_api="openblas")
 
 
+_limits: Any = None
+_users = 0
+_counting = threading.Lock()
+
+
 @contextmanager
 def numpy_alone() -> Iterator[None]:
-    """Let NumPy's products use the calling thread only. Holds for the whole process meanwhile."""
-    with _blas().limit(limits=1):
+    """Let NumPy's products use the calling thread only. Holds for the whole process, as long as
+    anybody needs it: several threads may at once."""
+    global _limits, _users
+    with _counting:
+        if not _users:
+            _limits = _blas().limit(limits=1)
+        _users += 1
+    try:
         yield
+    finally:
+        with _counting:
+            _users -= 1
+            if not _users:
+                _limits.restore_original_limits()
