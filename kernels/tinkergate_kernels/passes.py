@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tinkergate_kernels.arguments import Lora
+from tinkergate_kernels.dispatch import way_on
 from tinkergate_kernels.partials import Partials
 
 
@@ -82,22 +83,33 @@ class Pass(Protocol):
 
 
 def pass_over(rows: Rows) -> Pass:
-    """A pass on the device that the rows lie on."""
-    if rows.hidden.device.type == "cpu":
-        from tinkergate_kernels.cpu.linear_pass import CpuPass
+    """A pass on the device that the rows lie on, in the way that is asked for."""
+    match way_on(rows.hidden.device):
+        case "plain":
+            from tinkergate_kernels.plain.linear_pass import PlainPass
 
-        return CpuPass(rows)
-    from tinkergate_kernels.gpu.linear_pass import GpuPass
+            return PlainPass(rows)
+        case "cpu":
+            from tinkergate_kernels.cpu.linear_pass import CpuPass
 
-    return GpuPass(rows)
+            return CpuPass(rows)
+        case "gpu":
+            from tinkergate_kernels.gpu.linear_pass import GpuPass
+
+            return GpuPass(rows)
 
 
 def partials_over(rows: Rows, vocab_start: int, vocab_total: int, split: int) -> Partials:
     """The partials of a part of the vocabulary; targets count in the whole of it."""
-    if rows.hidden.device.type == "cpu":
-        from tinkergate_kernels.cpu.linear_pass import partials
+    way = way_on(rows.hidden.device)
+    if way == "plain":
+        from tinkergate_kernels.plain import linear_pass as plain
 
-        return partials(rows, vocab_start, vocab_total, split)
+        return plain.partials(rows, vocab_start, vocab_total, split)
+    if way == "cpu":
+        from tinkergate_kernels.cpu import linear_pass as cpu
+
+        return cpu.partials(rows, vocab_start, vocab_total, split)
     from tinkergate_kernels.gpu import linear
 
     return linear.partials(

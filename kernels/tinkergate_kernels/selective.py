@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tinkergate_kernels.dispatch import way_on
 from tinkergate_kernels.selective_results import SelectiveScores
 
 __all__ = ["SelectiveScores", "selective_logprob", "selective_scores"]
@@ -83,7 +84,8 @@ def selective_scores(
     and top-k logprobs 0."""
     _check(logits, targets, temperature, softcap, bias, topk)
     options = Options(softcap, entropy, topk, overwrite_logits)
-    room = "cpu" if logits.device.type == "cpu" else "gpu"  # Triton is not there on every machine
+    # Imported here because Triton is not there on every machine.
+    room = way_on(logits.device)
     backend = importlib.import_module(f"tinkergate_kernels.{room}.selective")
     return scores_by(backend, logits, targets, temperature, bias, options)
 
@@ -105,7 +107,8 @@ def scores_by(
     bias: Tensor | None,
     options: Options,
 ) -> SelectiveScores:
-    """Scores by the `forward` and `backward` of `cpu.selective` or `gpu.selective`."""
+    """Scores by the `forward` and `backward` of `cpu.selective`, `gpu.selective` or
+    `plain.selective`."""
     columns = targets if targets.ndim == 2 else targets[:, None]
     inverse: float | Tensor
     if isinstance(temperature, Tensor):

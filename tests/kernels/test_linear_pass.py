@@ -1,4 +1,5 @@
-"""The pass over the vocabulary on a CPU and in Triton: the same answers to the same questions."""
+"""The pass over the vocabulary on a CPU, in Triton and in plain PyTorch: the same answers to the
+same questions."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from tinkergate_kernels import Lora, reference
 from tinkergate_kernels.cpu.linear_pass import CpuPass
 from tinkergate_kernels.gpu.linear_pass import GpuPass
 from tinkergate_kernels.passes import Needs, Pass, Rows
+from tinkergate_kernels.plain.linear_pass import PlainPass
 
 N, D, V, K, R = 21, 24, 300, 2, 3
 
-PASSES: dict[str, Callable[[Rows], Pass]] = {"cpu": CpuPass, "gpu": GpuPass}
+PASSES: dict[str, Callable[[Rows], Pass]] = {"cpu": CpuPass, "gpu": GpuPass, "plain": PlainPass}
 
 
 def rows(*, bias: bool, lora: bool, softcap: float | None) -> Rows:
@@ -99,9 +101,10 @@ def test_only_what_is_needed_is_computed(device: str, needed: str) -> None:
 
 
 @pytest.mark.parametrize("softcap", [None, 4.0])
-def test_both_tell_the_same_scores(softcap: float | None) -> None:
+def test_all_tell_the_same_scores(softcap: float | None) -> None:
     given = rows(bias=True, lora=True, softcap=softcap)
-    cpu, gpu = (make(given).scores(entropy=True, topk=5) for make in PASSES.values())
-    assert torch.equal(cpu.topk_ids, gpu.topk_ids)
-    for name in ("logprob", "logsumexp", "entropy", "topk_logprobs"):
-        assert (getattr(cpu, name) - getattr(gpu, name)).abs().max() <= 1e-5
+    cpu, *others = (make(given).scores(entropy=True, topk=5) for make in PASSES.values())
+    for other in others:
+        assert torch.equal(cpu.topk_ids, other.topk_ids)
+        for name in ("logprob", "logsumexp", "entropy", "topk_logprobs"):
+            assert (getattr(cpu, name) - getattr(other, name)).abs().max() <= 1e-5

@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if min(shape.rows, shape.width, shape.vocab) < 1:
         parser.error(f"--shape is {options.shape}; must be positive numbers")
+    try:
+        told_device = named(device)
+    except ValueError as error:
+        parser.error(str(error))
     found: list[dict[str, Any]] = []
     for name in [options.dtype] if options.dtype else list(DTYPES):
         for result in _measured(name, shape, device, options.rounds, set(options.without)):
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not options.json:
                 print(_table(result), flush=True)
     told: dict[str, Any] = {
-        "device": named(device),
+        "device": told_device,
         "torch": torch.__version__,
         "shape": {"rows": shape.rows, "width": shape.width, "vocab": shape.vocab},
         "rounds": options.rounds,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tinkergate_kernels.dispatch import way_on
 from tinkergate_kernels.losses.problem import LossResult, problem
 
 
@@ -27,18 +28,18 @@ def evaluate(
     offsets: int64 [S + 1], datum s being the tokens offsets[s]..offsets[s + 1]; datums may be
     empty. config: settings by name; those absent have their defaults.
 
-    The loss is a sum over tokens and datums. On a CPU it is computed in float64; on a GPU in
-    float32, and summed in float64. Sums are taken in a fixed order: equal calls give equal bits.
-    A masked token (weight or advantage 0) adds nothing, whatever its other numbers are. What
-    overflows is inf, as it is. Raises ValueError, before any work, naming the argument, its value
-    and the rule.
+    The loss is a sum over tokens and datums. On a CPU, and in plain PyTorch, it is computed in
+    float64; by the kernels in float32, and summed in float64. Sums are taken in a fixed order:
+    equal calls give equal bits. A masked token (weight or advantage 0) adds nothing, whatever its
+    other numbers are. What overflows is inf, as it is. Raises ValueError, before any work, naming
+    the argument, its value and the rule.
     """
     asked = problem(name, logprobs, inputs, offsets, config or {})
     # Imported here because Triton is not there on every machine.
-    if logprobs.device.type == "cpu":
-        from tinkergate_kernels.cpu.losses import solve
-    else:
+    if way_on(logprobs.device) == "gpu":
         from tinkergate_kernels.gpu.losses import solve
+    else:
+        from tinkergate_kernels.plain.losses import solve
     result = solve(asked)
     return result._replace(gradient=result.gradient.view(logprobs.shape))
 

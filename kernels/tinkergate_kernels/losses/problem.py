@@ -42,11 +42,11 @@ class Statistics(NamedTuple):
     ratio_max: Tensor
 
     @classmethod
-    def together(cls, parts: Sequence[Statistics]) -> Statistics:
-        """Those of parts, added up in order."""
+    def together(cls, parts: Sequence[Statistics], device: torch.device) -> Statistics:
+        """Those of parts on a device, added up in order."""
         if not parts:
-            return cls(*torch.zeros(len(cls._fields), dtype=torch.float64))
-        columns = torch.tensor(parts, dtype=torch.float64).T
+            return cls(*torch.zeros(len(cls._fields), dtype=torch.float64, device=device))
+        columns = torch.stack([torch.stack(part) for part in parts]).T
         sums = list(columns[:-2].sum(dim=1))
         return cls(*sums, *[columns[-2].min(), columns[-1].max()])
 

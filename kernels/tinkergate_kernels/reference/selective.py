@@ -29,11 +29,14 @@ def selective_scores(
         x = softcap * torch.tanh(x / softcap)
     z = x / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
     # Rows without a target count for nothing, whatever stands in them.
-    z = torch.where(live[:, None], z, torch.zeros((), dtype=z.dtype))
+    z = torch.where(live[:, None], z, z.new_zeros(()))
     logprobs = torch.log_softmax(z, dim=-1)
     picked = logprobs.gather(1, columns.clamp(0, vocab - 1))
-    picked = torch.where(scored, picked, torch.zeros((), dtype=z.dtype))
-    logsumexp = torch.where(live, z.logsumexp(dim=-1), 0.0)
+    picked = torch.where(scored, picked, z.new_zeros(()))
+    # Less the largest first: beside a large one, of which log-sum-exp has the rounding, its
+    # gradient would be lost.
+    largest = z.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
+    logsumexp = torch.where(live, largest[:, 0] + (z - largest).logsumexp(dim=-1), 0.0)
     spread = None
     if entropy:
         p = logprobs.exp()
@@ -41,7 +44,9 @@ def selective_scores(
         spread = torch.where(live, -terms.sum(dim=-1), 0.0)
     ids = values = None
     if topk:
-        values, ids = logprobs.detach().sort(dim=-1, descending=True, stable=True)
+        # By the logits: those that differ may have equal logprobs.
+        ids = z.detach().sort(dim=-1, descending=True, stable=True).indices
+        values = logprobs.detach().gather(1, ids)
         ids = torch.where(live[:, None], ids[:, :topk], -1)
         values = torch.where(live[:, None], values[:, :topk], 0.0)
     return SelectiveScores(picked.view(targets.shape), logsumexp, spread, ids, values)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from tinkergate_kernels.dispatch import way_on
 from tinkergate_kernels.selftest import linear, losses, selective
 from tinkergate_kernels.selftest.checks import Case
 
@@ -24,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="NAME", help="only cases with this in their name")
     options = parser.parse_args(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"on {named(device)}, PyTorch {torch.__version__}")
+    try:
+        told = named(device)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"on {told}, PyTorch {torch.__version__}")
     chosen = [case for room in ROOMS.values() for case in room.cases()]
     if options.only is not None:
         chosen = [case for case in chosen if options.only in case.name]
@@ -57,7 +62,10 @@ def run(cases: Iterable[Case], device: torch.device) -> int:
 
 def named(device: torch.device) -> str:
     """The device in words, with the path that it takes."""
-    if device.type == "cpu":
+    way = way_on(device)
+    if way == "plain":
+        return f"plain PyTorch, {device}"
+    if way == "cpu":
         return f"the CPU path, {platform.machine()}, {torch.get_num_threads()} threads"
     return f"Triton, {torch.cuda.get_device_name(device)}"
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tinkergate_kernels.dispatch import way_on
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,11 +47,20 @@ class Bars:
     """Relative to the largest entry. Of half precision it is the rounding of what is stored."""
 
 
-BARS = {
+_BARS = {
     "fp32": Bars(score=1e-5, entropy=1e-5, gradient=5e-6),
     "bf16": Bars(score=2e-5, entropy=5e-5, gradient=5e-3),
     "fp16": Bars(score=2e-5, entropy=5e-5, gradient=5e-3),
 }
+
+
+def bars_of(dtype: str, device: torch.device) -> Bars:
+    """What errors may be, of inputs of this dtype on a device. Plain PyTorch rounds whole logits
+    and not their distances from the largest: it may be twice as far off."""
+    bars = _BARS[dtype]
+    if way_on(device) == "plain":
+        return Bars(2 * bars.score, 2 * bars.entropy, bars.gradient)
+    return bars
 
 
 class Draw:

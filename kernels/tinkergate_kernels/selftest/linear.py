@@ -20,12 +20,12 @@ from tinkergate_kernels import (
 )
 from tinkergate_kernels.reference.linear import linear_logits
 from tinkergate_kernels.selftest.checks import (
-    BARS,
     DTYPES,
     Case,
     Draw,
     Measure,
     absolute,
+    bars_of,
     different,
     relative,
 )
@@ -109,7 +109,7 @@ class _Inputs:
 
 
 def _compared(shape: _Shape, dtype: str, device: torch.device) -> Iterator[Measure]:
-    bars = BARS[dtype]
+    bars = bars_of(dtype, device)
     own = _Inputs(shape, dtype, device)
     found = own.logprobs()
     gradients = torch.autograd.grad(found, list(own.leaves.values()), own.upstream)
@@ -208,7 +208,7 @@ def _parts(dtype: str, device: torch.device) -> Iterator[Measure]:
         told = f"scores of {len(partials)} parts"
         assert scored.entropy is not None
         whole = torch.cat([scored.logprob, scored.logsumexp, scored.entropy]).double().cpu()
-        yield Measure(told, absolute(together, whole), BARS[dtype].score)
+        yield Measure(told, absolute(together, whole), bars_of(dtype, device).score)
         found.append(together)
     for other in found[1:]:
         yield Measure("scores that the number of parts changes", different(other, found[0]), 0.0)

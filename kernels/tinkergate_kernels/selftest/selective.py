@@ -12,12 +12,12 @@ from torch import Tensor
 from tinkergate_kernels.reference import selective as reference
 from tinkergate_kernels.selective import selective_logprob, selective_scores
 from tinkergate_kernels.selftest.checks import (
-    BARS,
     DTYPES,
     Case,
     Draw,
     Measure,
     absolute,
+    bars_of,
     different,
     relative,
 )
@@ -58,7 +58,7 @@ def cases() -> Iterator[Case]:
 
 
 def _compared(shape: _Shape, dtype: str, device: torch.device) -> Iterator[Measure]:
-    bars = BARS[dtype]
+    bars = bars_of(dtype, device)
     draw = Draw(seed=shape.rows + shape.vocab)
     kind = DTYPES[dtype]
     logits = (draw.normal(shape.rows, shape.vocab) * 9).to(kind)
@@ -150,7 +150,9 @@ def _sizes(device: torch.device) -> Iterator[Measure]:
     found = selective_logprob(half, allowed)
     wanted = torch.log_softmax(logits[:, :350].double().cpu(), 1)
     wanted = wanted.gather(1, allowed.cpu()[:, None])[:, 0]
-    yield Measure("logprobs, half of the logits -inf", absolute(found, wanted), BARS["fp32"].score)
+    yield Measure(
+        "logprobs, half of the logits -inf", absolute(found, wanted), bars_of("fp32", device).score
+    )
 
 
 def _ignored(device: torch.device) -> Iterator[Measure]:
@@ -179,5 +181,5 @@ def _far(device: torch.device) -> Iterator[Measure]:
     targets[-1] = 31415
     found = selective_logprob(logits, targets.to(device))
     wanted = torch.log_softmax(last.double(), 0)[31415]
-    yield Measure("logprob", absolute(found[-1], wanted), BARS["bf16"].score)
+    yield Measure("logprob", absolute(found[-1], wanted), bars_of("bf16", device).score)
     yield Measure("others that are not 0", float((found[:-1] != 0).sum()), 0.0)

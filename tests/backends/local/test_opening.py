@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,20 @@ async def test_a_device_that_is_not_there_is_named(micro_model_dir, tmp_path):
             await open_backend([str(micro_model_dir)], tmp_path, device=device)
         assert f"the device {device!r} cannot be used" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+async def test_kernels_that_there_are_not_are_named(micro_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINKERGATE_KERNELS", "fast")
+    with pytest.raises(GatewayError, match="TINKERGATE_KERNELS is 'fast'; must be fused or plain"):
+        await open_backend([str(micro_model_dir)], tmp_path)
+
+
+async def test_plain_kernels_are_told_in_the_log(micro_model_dir, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("TINKERGATE_KERNELS", "plain")
+    backend = await open_backend([str(micro_model_dir)], tmp_path)
+    await backend.close()
+    assert "logprobs and losses in plain PyTorch, as TINKERGATE_KERNELS says" in caplog.text
 
 
 async def test_weights_that_do_not_load_are_told_before_anything_serves(micro_model_dir, tmp_path):

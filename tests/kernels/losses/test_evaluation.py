@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import LossCase, loss_case
 
-from tinkergate_kernels.cpu.losses import BLOCK
 from tinkergate_kernels.losses import LOSSES, LossResult, evaluate, loss
+from tinkergate_kernels.plain.losses import BLOCK
 
 RAGGED = (7, 0, 1, 40, 300, 2, 0, 13)
 ALL = pytest.mark.parametrize("name", list(LOSSES))

@@ -10,11 +10,11 @@ pytest.importorskip("triton")
 from loss_cases import LossCase, loss_case
 from triton_harness import TritonHarness, same_in_any_order
 
-from tinkergate_kernels.cpu import losses as cpu
 from tinkergate_kernels.gpu.datum_sums import TILE
 from tinkergate_kernels.gpu.losses import SHIPPED, solve
 from tinkergate_kernels.losses import LOSSES, LossResult
 from tinkergate_kernels.losses.problem import Problem, problem
+from tinkergate_kernels.plain import losses as plain
 
 ALL = pytest.mark.parametrize("name", list(LOSSES))
 RAGGED = (5, 0, TILE + 700, 1, 0, TILE - 706, 300, 12)
@@ -26,7 +26,7 @@ def prepared(case: LossCase) -> Problem:
 
 
 def assert_agrees(found: LossResult, case: LossCase) -> None:
-    wanted = cpu.solve(prepared(case))
+    wanted = plain.solve(prepared(case))
     per_datum, gradient = case.expected()
     scale = max(
         1.0,

@@ -14,6 +14,7 @@ from tinkergate.backends.local.backend import LocalBackend, ServedModel
 from tinkergate.engine.engine import Engine
 from tinkergate.engine.model_files import DEFAULT_MODEL, ModelFiles
 from tinkergate.errors import ErrorReason, GatewayError, Kind
+from tinkergate_kernels import dispatch
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ async def open_backend(
     files = ModelFiles(report=_log.info)
     served = await asyncio.to_thread(served_models, files, models)
     _try_device(device)
+    _try_kernels()
     engine = Engine(
         {model.name: model.folder for model in served},
         device=device,
@@ -105,3 +107,14 @@ def _try_device(device: str | None) -> None:
             ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE,
             f"the device {device!r} cannot be used: {str(error).splitlines()[0]}",
         ) from error
+
+
+def _try_kernels() -> None:
+    try:
+        plain = dispatch.asked() == "plain"
+    except ValueError as error:
+        raise GatewayError(
+            Kind.UNAVAILABLE, ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE, str(error)
+        ) from error
+    if plain:
+        _log.info("logprobs and losses in plain PyTorch, as %s says", dispatch.VARIABLE)

@@ -1,4 +1,5 @@
-"""The losses on a CPU, in float64: gradients by formula, no autograd."""
+"""The losses in plain PyTorch, in float64: gradients by formula, no autograd. What a CPU takes in
+any case."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class _Terms(NamedTuple):
 
 
 def solve(problem: Problem) -> LossResult:
-    """The loss of a problem on a CPU."""
+    """The loss of a problem, on its own device."""
     match problem.spec.name:
         case "cross_entropy":
             return _cross_entropy(problem)
@@ -84,8 +85,8 @@ def _dpo(problem: Problem) -> LossResult:
 
 def _policy(problem: Problem) -> LossResult:
     count = problem.logprobs.numel()
-    loss = torch.empty(count, dtype=torch.float64)
-    gradient = torch.empty(count)
+    loss = problem.logprobs.new_empty(count, dtype=torch.float64)
+    gradient = problem.logprobs.new_empty(count)
     sequence_ratios = _sequence_ratios(problem) if problem.spec.name == "gspo" else None
     statistics = []
     for start in range(0, count, BLOCK):
@@ -102,7 +103,7 @@ def _policy(problem: Problem) -> LossResult:
         gradient[part] = torch.where(tokens.active, terms.gradient, 0.0)
         statistics.append(_statistics(tokens, terms))
     per_datum = _per_datum(loss, problem.offsets)
-    metrics = Statistics.together(statistics).metrics(problem.spec)
+    metrics = Statistics.together(statistics, loss.device).metrics(problem.spec)
     return LossResult(per_datum.sum(), per_datum, gradient, metrics)
 
 
@@ -128,7 +129,7 @@ def _sequence_ratios(problem: Problem) -> Tensor:
 
 def _statistics(tokens: _Tokens, terms: _Terms) -> Statistics:
     active, ratio = tokens.active, tokens.ratio
-    zero = torch.zeros((), dtype=torch.float64)
+    zero = ratio.new_zeros(())
     return Statistics(
         active=active.sum().double(),
         clipped=zero if terms.clipped is None else (terms.clipped & active).sum().double(),
@@ -153,7 +154,11 @@ def _importance_sampling(problem: Problem, tokens: _Tokens) -> _Terms:
 def _bounds(problem: Problem, tokens: _Tokens) -> tuple[Tensor, Tensor]:
     """(low, high), where low is at most high, as a clamp takes them; 1 where masked."""
     low, high = (
-        torch.where(tokens.active, torch.as_tensor(problem.bound(name), dtype=torch.float64), 1.0)
+        torch.where(
+            tokens.active,
+            torch.as_tensor(problem.bound(name), dtype=torch.float64, device=tokens.lp.device),
+            1.0,
+        )
         for name in (LOW, HIGH)
     )
     return torch.minimum(low, high), high
