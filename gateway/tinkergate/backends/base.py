@@ -101,6 +101,13 @@ TrainingResult = (
 )
 
 
+OnQueueState = Callable[[QueueState.ValueType, str], None]
+
+
+def _no_matter(state: QueueState.ValueType, reason: str) -> None:
+    """For callers that do not ask why their work waits."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A model to make."""
@@ -114,6 +121,10 @@ class ModelSpec:
     checkpoint: CheckpointSource | None = None
     user_metadata: Mapping[str, str] = field(default_factory=dict)
     rollout_correction: RolloutCorrection | None = None
+    exact_adapter: bool = False
+    """Refuse to make another adapter than was asked for, rather than tell of it in the notes."""
+    on_state: OnQueueState = field(default=_no_matter, compare=False)
+    """Told why the model is not ready yet, whenever that changes, with words for people."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +178,6 @@ OnStart = Callable[[], None]
 
 OnPrompt = Callable[[SampleResponse], None]
 OnSequence = Callable[[int, SampledSequence], None]
-OnQueueState = Callable[[QueueState.ValueType, str], None]
-
-
-def _no_matter(state: QueueState.ValueType, reason: str) -> None:
-    """For callers that do not ask why their work waits."""
 
 
 @dataclass(frozen=True)

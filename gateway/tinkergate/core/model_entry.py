@@ -11,7 +11,7 @@ from tinkergate.core.router import Route
 from tinkergate.core.sequencer import Sequencer
 from tinkergate.core.validation.facts import Facts
 from tinkergate.errors import GatewayError, Kind
-from tinkergate.v1 import ErrorReason, Model, ModelState
+from tinkergate.v1 import ErrorReason, Model, ModelState, QueueState
 
 MAX_SEQ_ID = (1 << 31) - 1
 
@@ -84,6 +84,10 @@ class LiveModel:
         self.making: asyncio.Task[ModelFacts] | None = None
         self.making_error: GatewayError | None = None
         """Why the making was cancelled."""
+        self._making_state: tuple[QueueState.ValueType, str] = (
+            QueueState.QUEUE_STATE_ACTIVE,
+            "",
+        )
         self.unload_record: Record | None = None
         self.closing = False
         """Whether it takes no more operations, because it is being unloaded."""
@@ -96,6 +100,14 @@ class LiveModel:
     def optimizer(self) -> str:
         """The kind of optimizer that it was made for."""
         return self.entry.message.optimizer_config.type
+
+    def note_making(self, state: QueueState.ValueType, reason: str) -> None:
+        """The backend said why the model is not ready yet."""
+        self._making_state = (state, reason)
+
+    def making_state(self) -> tuple[QueueState.ValueType, str]:
+        """Why the model is not ready yet, with words for people."""
+        return self._making_state
 
     def count_steps(self) -> None:
         """Count the operations that are done, as far as all before them are: results may come in

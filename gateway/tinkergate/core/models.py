@@ -161,8 +161,11 @@ class Models:
             checkpoint=source,
             user_metadata=dict(request.user_metadata),
             rollout_correction=correction,
+            exact_adapter=request.exact_adapter,
+            on_state=live.note_making,
         )
         self._table.start(record)
+        record.queue_state = live.making_state
         record.cancel = partial(_cancel_making, live, cancelled())
         begun_from = None if source is None else self._registry.require(source.path)
         live.making = asyncio.get_running_loop().create_task(_made(backend, spec, begun_from))

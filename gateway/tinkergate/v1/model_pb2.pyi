@@ -59,7 +59,10 @@ Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final
 class LoraConfig(_message.Message):
-    """LoraConfig says which low-rank adapter to train. What a backend cannot honour it refuses."""
+    """LoraConfig says which low-rank adapter to train. What a backend cannot honour it refuses, but for
+    parts that it cannot train and that are not switched off here: those are told in Model.notes,
+    unless CreateModelRequest.exact_adapter is set.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -371,6 +374,7 @@ class CreateModelRequest(_message.Message):
     USER_METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ROLLOUT_CORRECTION_FIELD_NUMBER: _builtins.int
+    EXACT_ADAPTER_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session that is to own it."""
     model_seq_id: _builtins.int
@@ -384,6 +388,10 @@ class CreateModelRequest(_message.Message):
     request_id: _builtins.str
     """A UUID that makes a retry of this call answer the same operation, where there is no
     model_seq_id.
+    """
+    exact_adapter: _builtins.bool
+    """Refuse a backend whose adapter would train other parts than lora_config says. Without it, a part
+    that is not switched off there and that the backend cannot train is told in Model.notes.
     """
     @_builtins.property
     def checkpoint(self) -> Global___CheckpointSource:
@@ -422,10 +430,11 @@ class CreateModelRequest(_message.Message):
         user_metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         rollout_correction: Global___RolloutCorrection | None = ...,
+        exact_adapter: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "base_model", b"base_model", "checkpoint", b"checkpoint", "lora_config", b"lora_config", "model_seq_id", b"model_seq_id", "optimizer_config", b"optimizer_config", "rollout_correction", b"rollout_correction", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "backend", b"backend", "base_model", b"base_model", "checkpoint", b"checkpoint", "lora_config", b"lora_config", "model_seq_id", b"model_seq_id", "optimizer_config", b"optimizer_config", "request_id", b"request_id", "rollout_correction", b"rollout_correction", "session_id", b"session_id", "source", b"source", "user_metadata", b"user_metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id", "backend", b"backend", "base_model", b"base_model", "checkpoint", b"checkpoint", "exact_adapter", b"exact_adapter", "lora_config", b"lora_config", "model_seq_id", b"model_seq_id", "optimizer_config", b"optimizer_config", "request_id", b"request_id", "rollout_correction", b"rollout_correction", "session_id", b"session_id", "source", b"source", "user_metadata", b"user_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model_seq_id: _TypeAlias = _typing.Literal["model_seq_id"]  # noqa: Y015
     _WhichOneofArgType__model_seq_id: _TypeAlias = _typing.Literal["_model_seq_id", b"_model_seq_id"]  # noqa: Y015

@@ -82,7 +82,7 @@ def output_from_json(body: bytes, datums: int) -> ForwardBackwardOutput:
         }
         for index, row in enumerate(fields.items("loss_fn_outputs"))
     ]
-    output.loss_fn_outputs.extend(_records(rows))
+    output.loss_fn_outputs.extend(array_records(rows))
     return _checked(output, len(rows), datums)
 
 
@@ -98,7 +98,7 @@ def reverse_kl_output_from_json(body: bytes, datums: int) -> ForwardBackwardOutp
     output = ForwardBackwardOutput(
         loss_fn_output_type=ARRAY_RECORD, metrics=metrics_from_json(fields)
     )
-    output.loss_fn_outputs.extend(_records(rows))
+    output.loss_fn_outputs.extend(array_records(rows))
     if "loss:sum" not in output.metrics:
         output.metrics["loss:sum"] = float(
             sum(np.sum(row["loss"], dtype=np.float64) for row in rows)
@@ -116,7 +116,7 @@ def _checked(output: ForwardBackwardOutput, told: int, datums: int) -> ForwardBa
     return output
 
 
-def _records(rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> list[ArrayRecord]:
+def array_records(rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> list[ArrayRecord]:
     """The arrays of all datums: one record if they go together, else one for each datum."""
     if not rows:
         return []

@@ -1,0 +1,1 @@
+"""Baseten Loops as a backend."""

@@ -1,0 +1,372 @@
+"""Samplers at Loops (wire sections 4.3, 8.5 and 8.7).
+
+A run has one sampler of its own, which weights that are saved without a name are given to. A
+serverless one is told by path which weights to use, so it serves any number of the gateway's
+samplers. A dedicated one serves the newest weights that it was given and nothing else, so a sampler
+of the gateway ends when newer ones are published: it is refused then, as it would silently be
+another. Base models and checkpoints have samplers apart from any run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinkergate.backends.base import OnQueueState, SamplerSpec
+from tinkergate.backends.errands import Errands
+from tinkergate.backends.failures import failure, unreachable
+from tinkergate.backends.known_checkpoints import KnownCheckpoints
+from tinkergate.backends.loops.control import Control
+from tinkergate.backends.loops.models import LoopsModel
+from tinkergate.backends.loops.service import Call, Effect, Service, body_of
+from tinkergate.backends.loops.trainers import (
+    STARTING_TIME,
+    STATUS_TIMEOUT,
+    Trainer,
+    Trainers,
+)
+from tinkergate.dialects.loops.read_completions import Echo
+from tinkergate.dialects.loops.read_results import SamplerFacts, sampler_from_json
+from tinkergate.errors import ErrorReason, GatewayError, Kind
+from tinkergate.http import AnswerLost, NotSent
+from tinkergate.v1 import QueueState, SampleRequest, ScoreRequest
+
+_log = logging.getLogger(__name__)
+
+SHARED = ""
+"""The key of the session for what belongs to no session of the gateway."""
+_TERMINATED = frozenset(
+    {
+        "DEPLOY_FAILED",
+        "UNHEALTHY",
+        "BUILD_FAILED",
+        "BUILD_STOPPED",
+        "DEACTIVATING",
+        "INACTIVE",
+        "FAILED",
+    }
+)
+"""States of a sampler's deployment that it does not come back from."""
+
+
+@dataclass
+class LoopsSampler:
+    """What the gateway's sampler, a base model or a checkpoint is sampled by."""
+
+    facts: SamplerFacts
+    base_model: str
+    """The service's own spelling."""
+    headers: dict[str, str]
+    """What says which weights are meant."""
+    echo: Echo
+    pin: str = ""
+    """The checkpoint at the service that it is held to; empty for none."""
+    trainer: Trainer | None = None
+    """Whose weights without a name it has."""
+    version: int = 0
+    """Of those weights."""
+    publication: int | None = None
+    """Of its trainer, if it serves what was published last; None if it is held to a checkpoint."""
+    looked: bool = False
+    """Whether the deployment was seen ready."""
+    answered: bool = False
+    """Whether it has answered once."""
+    running: int = 0
+    """Calls that are running."""
+    closing: bool = False
+    ready: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def dedicated(self) -> bool:
+        """Whether it answers at once, rather than through a queue."""
+        return bool(self.facts.model_id)
+
+    @property
+    def source(self) -> dict[str, str]:
+        """The fields of a sample body that say what to sample from."""
+        if self.dedicated:
+            return {}
+        return {"model": self.base_model} | ({"lora": self.pin} if self.pin else {})
+
+    def starting_time(self, ready_time: float) -> float:
+        """For how long 400 and 404 mean that it is still starting."""
+        if self.answered:
+            return 0.0
+        return STARTING_TIME if self.looked else ready_time
+
+
+class UpstreamSamplers:
+    """All samplers that the gateway has at the service."""
+
+    def __init__(
+        self,
+        service: Service,
+        control: Control,
+        trainers: Trainers,
+        checkpoints: KnownCheckpoints,
+        errands: Errands,
+    ) -> None:
+        self._service = service
+        self._control = control
+        self._trainers = trainers
+        self._checkpoints = checkpoints
+        self._errands = errands
+        self._samplers: dict[str, LoopsSampler] = {}
+        self._on_demand: OrderedDict[tuple[str, str], LoopsSampler] = OrderedDict()
+        """By what a request names, the one used least lately first."""
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._echoes: dict[str, Echo] = {}
+        """By the samplers' addresses."""
+
+    async def paired(self, trainer: Trainer) -> SamplerFacts:
+        """The sampler of a run, made if there is none."""
+        async with trainer.pairing:
+            if trainer.paired is None:
+                session = await self._control.session(trainer.model_id.rsplit(":", 2)[0])
+                body = {"session_id": session, "run_id": trainer.run.run_id}
+                trainer.paired = await self._post(body, f"the sampler of {trainer.model_id}")
+            return trainer.paired
+
+    async def _post(self, body: dict[str, Any], what: str) -> SamplerFacts:
+        """Have a sampler made. One too many, after an answer that was lost, ends by itself."""
+        if (replicas := self._service.settings.sampler_replicas) is not None:
+            body = {**body, "num_replicas": replicas}
+        call = self._control.create("samplers", f"making {what}", body, Effect.NONE)
+        return await self._service.call(
+            call, lambda answer: sampler_from_json(body_of(answer).fields("sampler"))
+        )
+
+    async def adopt(self, model: LoopsModel, number: int, upstream_path: str, version: int) -> None:
+        """A model's weights were saved without a name, as a checkpoint of that path and version:
+        they become a sampler."""
+        trainer = model.trainer
+        session = model.model_id.rsplit(":", 2)[0]
+        sampler_id = f"{session}:sample:{number}"
+        facts = await self.paired(trainer)
+        made = LoopsSampler(
+            facts,
+            trainer.run.base_model,
+            dict(trainer.headers),
+            self._echo(facts),
+            trainer=trainer,
+            version=version,
+        )
+        if not facts.model_id:
+            # Before the first step of a new adapter there is none, and the base model is it.
+            if version or not trainer.fresh:
+                made.pin = upstream_path
+                made.headers["x-checkpoint-path"] = upstream_path
+        elif trainer.publish(version):
+            made.publication = trainer.publication
+            if version:
+                made.headers["x-min-policy-version"] = str(version)
+        else:
+            made = await self._apart(session, model.base_model, upstream_path, sampler_id)
+            made.trainer = trainer
+        self._trainers.use(trainer)
+        self._samplers[sampler_id] = made
+
+    async def create(self, spec: SamplerSpec) -> None:
+        """Make a sampler."""
+        path = self._checkpoints.find(spec.model_path).upstream_path if spec.model_path else ""
+        key = spec.sampler_id.rsplit(":", 2)[0]
+        self._samplers[spec.sampler_id] = await self._apart(
+            key, spec.base_model, path, spec.sampler_id
+        )
+
+    async def _apart(
+        self, session_key: str, base_model: str, upstream_path: str, named: str
+    ) -> LoopsSampler:
+        """A sampler of a base model, or of a checkpoint, that belongs to no run."""
+        settings = self._service.settings
+        body: dict[str, Any] = {
+            "session_id": await self._control.session(session_key),
+            "availability_model": settings.availability_model,
+        }
+        body |= {"model_path": upstream_path} if upstream_path else {"base_model": base_model}
+        if settings.max_seq_len is not None:
+            body["max_seq_length"] = settings.max_seq_len  # trainers have another name for it
+        facts = await self._post(body, f"sampler {named}")
+        if upstream_path:
+            headers = {"x-checkpoint-path": upstream_path}
+        else:
+            headers = {"x-sampler-id": facts.sampler_id}
+        return LoopsSampler(
+            facts,
+            facts.base_model or base_model,
+            headers,
+            self._echo(facts),
+            pin=upstream_path,
+        )
+
+    def _echo(self, facts: SamplerFacts) -> Echo:
+        return self._echoes.setdefault(facts.base_url, Echo())
+
+    def close_sampler(self, sampler_id: str) -> None:
+        """Let go of a sampler. Unknown ids are no error."""
+        sampler = self._samplers.pop(sampler_id, None)
+        if sampler is None:
+            return
+        if sampler.trainer is not None:
+            if sampler.pin:
+                _log.info(
+                    "backend %s: %s, saved for sampler %s alone, stays there",
+                    self._service.name,
+                    sampler.pin,
+                    sampler_id,
+                )
+            self._trainers.release(sampler.trainer)
+        self._close(sampler)
+
+    def _close(self, sampler: LoopsSampler) -> None:
+        """Stop a sampler after its calls, if it is one of its own that costs while it is there."""
+        sampler.closing = True
+        paired = sampler.trainer is not None and sampler.trainer.paired is sampler.facts
+        if sampler.dedicated and not paired and not sampler.running:
+            upstream_id = sampler.facts.sampler_id
+            call = Call(
+                f"stopping sampler {upstream_id}",
+                self._control.route("samplers", upstream_id, "deactivate"),
+            )
+            self._errands.run(self._service.quietly(call), call.operation)
+
+    def close(self) -> None:
+        """Let go of all."""
+        for sampler_id in list(self._samplers):
+            self.close_sampler(sampler_id)
+        while self._on_demand:
+            self._close(self._on_demand.popitem()[1])
+
+    def forget(self, model_path: str) -> None:
+        """What the path stood for has changed or is gone."""
+        sampler = self._on_demand.pop(("model_path", model_path), None)
+        if sampler is not None:
+            self._close(sampler)
+
+    async def of(self, request: SampleRequest | ScoreRequest) -> LoopsSampler:
+        """The sampler that a request names, or one of the base model or checkpoint that it
+        names."""
+        which = request.WhichOneof("source")
+        if which == "sampler_id":
+            sampler = self._samplers.get(request.sampler_id)
+            if sampler is None:
+                raise GatewayError(
+                    Kind.NOT_FOUND,
+                    ErrorReason.ERROR_REASON_SAMPLER_NOT_FOUND,
+                    f"backend {self._service.name!r} has no sampler {request.sampler_id!r}",
+                    backend=self._service.name,
+                )
+            return sampler
+        assert which is not None
+        key = (which, getattr(request, which))
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            sampler = self._on_demand.get(key)
+            if sampler is None:
+                known = self._checkpoints.find(request.model_path)
+                path = known.upstream_path if request.model_path else ""
+                base_model = request.base_model or known.base_model
+                sampler = await self._apart(SHARED, base_model, path, key[1])
+                self._on_demand[key] = sampler
+            self._on_demand.move_to_end(key)
+        while len(self._on_demand) > self._service.settings.samplers_kept:
+            oldest, gone = self._on_demand.popitem(last=False)
+            self._locks.pop(oldest, None)
+            self._close(gone)
+        return sampler
+
+    def begin(self, sampler: LoopsSampler) -> None:
+        """A call begins. Raises PRECONDITION for weights that are not served any more."""
+        trainer = sampler.trainer
+        if (
+            sampler.publication is not None
+            and trainer is not None
+            and sampler.publication != trainer.publication
+        ):
+            raise self.superseded(sampler, trainer.published)
+        sampler.running += 1
+
+    def end(self, sampler: LoopsSampler) -> None:
+        """A call has ended."""
+        sampler.running -= 1
+        if sampler.closing:
+            self._close(sampler)
+
+    def superseded(self, sampler: LoopsSampler, served: int) -> GatewayError:
+        """A dedicated sampler that serves another version than the weights that are meant."""
+        run_id = sampler.headers.get("x-run-id", "")
+        return failure(
+            self._service.name,
+            f"sampling with version {sampler.version} of run {run_id}",
+            f"is out of the question: its sampler serves version {served}, as a dedicated one has "
+            "the newest weights alone; make the sampler anew, or save the weights under a name and "
+            "sample from that checkpoint",
+            kind=Kind.PRECONDITION,
+            reason=ErrorReason.ERROR_REASON_CHECKPOINT_MISMATCH,
+        )
+
+    async def wait_ready(self, sampler: LoopsSampler, on_state: OnQueueState) -> None:
+        """Until a dedicated sampler runs, woken if it sleeps. Whoever may not look goes on."""
+        if not sampler.dedicated or sampler.looked or sampler.answered:
+            return
+        async with sampler.ready:
+            if not sampler.looked and not sampler.answered:
+                await self._until_active(sampler, on_state)
+
+    async def _until_active(self, sampler: LoopsSampler, on_state: OnQueueState) -> None:
+        service, settings, facts = self._service, self._service.settings, sampler.facts
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + settings.ready_time
+        call = Call(
+            f"the state of sampler {facts.sampler_id}",
+            f"{settings.url}/v1/models/{facts.model_id}/deployments/{facts.deployment_id}",
+            method="GET",
+            within=STATUS_TIMEOUT,
+        )
+        operation = f"starting sampler {facts.sampler_id}"
+        state, woken = "starting", False
+        while True:
+            try:
+                answer = await service.once(call)
+                if 400 <= answer.status < 500:
+                    _log.warning(
+                        "backend %s: %s was answered %d: it is taken to be ready",
+                        service.name,
+                        call.operation,
+                        answer.status,
+                    )
+                    return
+                if answer.status == 200:
+                    state = body_of(answer).text("status")
+            except (NotSent, AnswerLost, GatewayError) as error:
+                service.note(call.operation, error)
+            if state == "ACTIVE":
+                sampler.looked = True
+                on_state(QueueState.QUEUE_STATE_ACTIVE, "")
+                return
+            if state in _TERMINATED:
+                raise unreachable(service.name, operation, f"is {state}", facts.sampler_id)
+            if state == "SCALED_TO_ZERO" and not woken:
+                woken = True
+                await self._wake(facts)
+            on_state(
+                QueueState.QUEUE_STATE_PAUSED_CAPACITY, f"sampler {facts.sampler_id} is {state}"
+            )
+            if loop.time() + settings.ready_interval > ends:
+                raise unreachable(
+                    service.name,
+                    operation,
+                    f"is {state} after {settings.ready_time:g} s",
+                    facts.sampler_id,
+                )
+            await asyncio.sleep(settings.ready_interval)
+
+    async def _wake(self, facts: SamplerFacts) -> None:
+        call = Call(
+            f"waking sampler {facts.sampler_id}",
+            f"{facts.base_url.removesuffix('/sync')}/wake",
+            within=STATUS_TIMEOUT,
+        )
+        await self._service.quietly(call)
