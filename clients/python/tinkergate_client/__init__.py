@@ -10,7 +10,9 @@ from tinkergate.v1 import (
     RolloutCorrection,
 )
 from tinkergate_client._actions import ActionSession, observation
-from tinkergate_client._checkpoints import Checkpoint, CheckpointFile, Checkpoints
+from tinkergate_client._checkpoint_downloads import Downloaded, DownloadProgress
+from tinkergate_client._checkpoint_records import ArchiveUrl, Checkpoint, CheckpointFile
+from tinkergate_client._checkpoints import Checkpoints
 from tinkergate_client._client import Client, connect
 from tinkergate_client._connection import DEFAULT_ADDRESS, Tls
 from tinkergate_client._conversations import conversation, message_dict
@@ -55,6 +57,7 @@ __all__ = [
     "DEFAULT_ADDRESS",
     "AccessDenied",
     "ActionSession",
+    "ArchiveUrl",
     "CallFuture",
     "Checkpoint",
     "CheckpointFile",
@@ -63,6 +66,8 @@ __all__ = [
     "Client",
     "Conflict",
     "Datum",
+    "DownloadProgress",
+    "Downloaded",
     "FailedPrecondition",
     "ForwardBackwardResult",
     "GatewayUnreachable",

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from tinkergate import v1
+from tinkergate_client._checkpoint_downloads import (
+    Downloaded,
+    DownloadProgress,
+    Listed,
+    download_archive,
+    download_files,
+)
+from tinkergate_client._checkpoint_records import (
+    ArchiveUrl,
+    Checkpoint,
+    CheckpointFile,
+    read_archive_url,
+    read_checkpoint,
+    read_file,
+)
 from tinkergate_client._connection import Connection
 from tinkergate_client._errors import error_from_call
 from tinkergate_client._futures import OperationFuture
@@ -22,40 +35,6 @@ from tinkergate_client._listing import pages
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _PIECE_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One saved set of weights."""
-
-    path: str
-    """tinker://{model_id}/{kind}/{name}, where the kind is weights, sampler_weights or
-    external_weights."""
-    type: str
-    """"training", "sampler" or "external"."""
-    model_id: str
-    base_model: str
-    lora_rank: int
-    size_bytes: int
-    created: datetime
-    expires: datetime | None
-    """When it is removed by itself; None means never."""
-    user_metadata: Mapping[str, str]
-    backend: str
-    public: bool = False
-    """Whether it is marked as one that everybody may read."""
-    copied_from: str = ""
-    """The path of the checkpoint that it is a copy of."""
-
-
-@dataclass(frozen=True)
-class CheckpointFile:
-    """One file of a checkpoint."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-    """Of the contents, in hexadecimal; empty if the backend does not say."""
 
 
 class Checkpoints:
@@ -69,12 +48,12 @@ class Checkpoints:
         """The checkpoints of a model, or all, newest first."""
         request = v1.ListCheckpointsRequest(model_id=model_id)
         for page in pages(self._connection, self._stub.ListCheckpoints, request):
-            yield from map(_read, page.checkpoints)
+            yield from map(read_checkpoint, page.checkpoints)
 
     def get(self, path: str) -> Checkpoint:
         """The checkpoint of that path."""
         request = v1.GetCheckpointRequest(path=path)
-        return _read(self._connection.call(self._stub.GetCheckpoint, request).checkpoint)
+        return read_checkpoint(self._connection.call(self._stub.GetCheckpoint, request).checkpoint)
 
     def delete(self, path: str) -> None:
         """Remove a checkpoint for good. Samplers made from it go on."""
@@ -84,17 +63,23 @@ class Checkpoints:
         """Mark a checkpoint as one that everybody may read. Raises Conflict if it is marked
         already, which may also be by this call, if its first answer was lost."""
         request = v1.PublishCheckpointRequest(path=path)
-        return _read(self._connection.call(self._stub.PublishCheckpoint, request).checkpoint)
+        return read_checkpoint(
+            self._connection.call(self._stub.PublishCheckpoint, request).checkpoint
+        )
 
     def unpublish(self, path: str) -> Checkpoint:
         """Take the mark away. Raises Conflict if there is none, as `publish` does."""
         request = v1.UnpublishCheckpointRequest(path=path)
-        return _read(self._connection.call(self._stub.UnpublishCheckpoint, request).checkpoint)
+        return read_checkpoint(
+            self._connection.call(self._stub.UnpublishCheckpoint, request).checkpoint
+        )
 
     def set_ttl(self, path: str, ttl: timedelta | None) -> Checkpoint:
         """Have a checkpoint removed so long from now; never if `ttl` is None."""
         request = v1.SetCheckpointTtlRequest(path=path, ttl=duration(ttl))
-        return _read(self._connection.call(self._stub.SetCheckpointTtl, request).checkpoint)
+        return read_checkpoint(
+            self._connection.call(self._stub.SetCheckpointTtl, request).checkpoint
+        )
 
     def copy(
         self,
@@ -120,14 +105,74 @@ class Checkpoints:
         )
         patience = None if request.HasField("model_seq_id") else 0
         answer = self._connection.call(self._stub.CopyCheckpoint, request, patience=patience)
-        return _read(answer.checkpoint)
+        return read_checkpoint(answer.checkpoint)
 
     def files(self, path: str) -> Iterator[CheckpointFile]:
         """The files of a checkpoint, by name."""
         request = v1.ListCheckpointFilesRequest(path=path)
         for page in pages(self._connection, self._stub.ListCheckpointFiles, request):
-            for file in page.files:
-                yield CheckpointFile(file.name, file.size_bytes, file.sha256.hex())
+            yield from map(read_file, page.files)
+
+    def download(
+        self,
+        path: str,
+        directory: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: Callable[[DownloadProgress], None] | None = None,
+    ) -> Sequence[Downloaded]:
+        """Bring the files of a checkpoint into `directory`, which is made if it is not there.
+
+        A connection that breaks off is taken up again for as long as the client has patience, and
+        so is a download that an earlier run left unfinished. Until all files are there, and are
+        what they should be, they wait in the folder .tinkergate.part in the directory.
+
+        Args:
+            path: Of the checkpoint.
+            directory: Gets the files under their own names.
+            overwrite: Whether files that are there may be replaced.
+            progress: Called from this thread after every piece.
+
+        Raises FileExistsError, before anything is read, for files that are there already;
+        TinkergateError with the reason UNSAFE_FILE_NAME for names that lead elsewhere, with
+        CHECKPOINT_MISMATCH if the checkpoint is replaced or removed meanwhile, and with
+        CHECKSUM_MISMATCH for bytes that are not what they should be; OSError where the disk fails,
+        and BlockingIOError where another program downloads into the same place.
+        """
+        files = [Listed(file.name, file.size_bytes, file.etag) for file in self.files(path)]
+        return download_files(
+            self._connection,
+            path,
+            files,
+            Path(directory),
+            overwrite=overwrite,
+            tell=progress or _say_nothing,
+        )
+
+    def download_archive(
+        self,
+        path: str,
+        file: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: Callable[[DownloadProgress], None] | None = None,
+    ) -> Downloaded:
+        """Bring all files of a checkpoint here as one .tar.gz, to `file`. As `download`; until it
+        is whole its bytes are in FILE.part, with a note beside it in FILE.part.json."""
+        return download_archive(
+            self._connection,
+            path,
+            Path(file),
+            overwrite=overwrite,
+            tell=progress or _say_nothing,
+        )
+
+    def archive_url(self, path: str) -> ArchiveUrl:
+        """A link to the archive for a program that speaks HTTP. Raises Unsupported if the gateway
+        gives none."""
+        request = v1.GetCheckpointArchiveUrlRequest(path=path)
+        answer = self._connection.call(self._stub.GetCheckpointArchiveUrl, request)
+        return read_archive_url(answer)
 
     def import_adapter(
         self,
@@ -166,7 +211,7 @@ class Checkpoints:
             )
         except grpc.RpcError as failure:
             raise error_from_call(failure) from None
-        return _read(answer.checkpoint)
+        return read_checkpoint(answer.checkpoint)
 
     def interpolate(
         self,
@@ -208,31 +253,16 @@ class Checkpoints:
         return self.get(made.result())
 
 
+def _say_nothing(_: DownloadProgress) -> None:
+    pass
+
+
 def _pieces(header: v1.ImportHeader, files: list[Path]) -> Iterator[v1.ImportCheckpointRequest]:
     yield v1.ImportCheckpointRequest(header=header)
     for file in files:
         with file.open("rb") as stream:
             while data := stream.read(_PIECE_BYTES):
                 yield v1.ImportCheckpointRequest(file=v1.FilePiece(name=file.name, data=data))
-
-
-def _read(checkpoint: v1.Checkpoint) -> Checkpoint:
-    return Checkpoint(
-        path=checkpoint.path,
-        type=v1.CheckpointType.Name(checkpoint.type).removeprefix("CHECKPOINT_TYPE_").lower(),
-        model_id=checkpoint.model_id,
-        base_model=checkpoint.base_model,
-        lora_rank=checkpoint.lora_rank,
-        size_bytes=checkpoint.size_bytes,
-        created=_read_time(checkpoint.create_time),
-        expires=(
-            _read_time(checkpoint.expire_time) if checkpoint.HasField("expire_time") else None
-        ),
-        user_metadata=dict(checkpoint.user_metadata),
-        backend=checkpoint.backend,
-        public=checkpoint.public,
-        copied_from=checkpoint.copied_from,
-    )
 
 
 def duration(ttl: timedelta | None) -> Duration | None:
@@ -242,7 +272,3 @@ def duration(ttl: timedelta | None) -> Duration | None:
     message = Duration()
     message.FromTimedelta(ttl)
     return message
-
-
-def _read_time(timestamp: Timestamp) -> datetime:
-    return timestamp.ToDatetime(tzinfo=UTC)

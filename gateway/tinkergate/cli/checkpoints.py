@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinkergate.cli.connection import GatewayAddress, talks_to_gateway
+from tinkergate.cli.download import download
 from tinkergate.cli.exits import USAGE, CommandFailed
+from tinkergate.cli.sizes import size_text
 
 if TYPE_CHECKING:
     from tinkergate_client import Checkpoint
@@ -40,7 +42,7 @@ def list_(
             else:
                 typer.echo(
                     f"{checkpoint.path}  {checkpoint.type}  {checkpoint.base_model}  "
-                    f"rank {checkpoint.lora_rank}  {_size(checkpoint.size_bytes)}  "
+                    f"rank {checkpoint.lora_rank}  {size_text(checkpoint.size_bytes)}  "
                     f"{checkpoint.created:%Y-%m-%d %H:%M}"
                 )
 
@@ -113,14 +115,26 @@ def copy(
 
 @app.command()
 @talks_to_gateway
-def files(gateway: GatewayAddress, path: PathArgument, as_json: JsonOption = False) -> None:
-    """List the files of a checkpoint: SHA-256, size, name."""
+def files(
+    gateway: GatewayAddress,
+    path: PathArgument,
+    links: Annotated[
+        bool,
+        typer.Option("--links", help="Tell the links too, which need no key for 15 minutes."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the files of a checkpoint: SHA-256, size, name, and with --links where they are."""
     with gateway.client() as client:
         for file in client.checkpoints.files(path):
             if as_json:
-                typer.echo(json.dumps(asdict(file)))
-            else:
-                typer.echo(f"{file.sha256 or '-':64}  {_size(file.size_bytes):>10}  {file.name}")
+                typer.echo(json.dumps(asdict(file), default=lambda value: value.isoformat()))
+                continue
+            told = f"{file.sha256 or '-':64}  {size_text(file.size_bytes):>10}  {file.name}"
+            typer.echo(f"{told}  {file.url or '-'}" if links else told)
+
+
+app.command()(download)
 
 
 @app.command("import")
@@ -195,16 +209,7 @@ def _show(checkpoint: Checkpoint, *, as_json: bool) -> None:
         typer.echo(_json(checkpoint))
         return
     facts = asdict(checkpoint)
-    facts["size_bytes"] = _size(checkpoint.size_bytes)
+    facts["size_bytes"] = size_text(checkpoint.size_bytes)
     for name, value in facts.items():
         if value or name == "path":
             typer.echo(f"{name:>14}  {value}")
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

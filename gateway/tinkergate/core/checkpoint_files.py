@@ -34,7 +34,7 @@ __all__ = ["MARKER", "CheckpointFiles", "Content"]
 
 MARKER: Final = "checkpoint_complete"
 """An empty file at the end of an archive, by which some tools tell a whole one."""
-PIECE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 1 << 18
 """The most bytes of a file that are handed out at once."""
 
 _FILE_NAME = re.compile(rf"{NAME_PATTERN.pattern}(/{NAME_PATTERN.pattern})*")
