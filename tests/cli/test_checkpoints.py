@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,78 @@ def test_a_checkpoint_is_published_kept_for_a_while_copied_and_looked_into(
     assert first["sha256"] == lines[0][0]
     for path in (saved, copied["path"]):
         assert tinkergate("checkpoints", "delete", path).code == 0
+
+
+def test_a_checkpoint_is_downloaded(
+    tinkergate: Any, saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [
+        json.loads(line)
+        for line in tinkergate("checkpoints", "files", saved, "--json").out.splitlines()
+    ]
+    assert {file["url"] for file in listed} == {""}  # There is no HTTP door.
+    linked = tinkergate("checkpoints", "files", saved, "--links").out.splitlines()
+    assert all(line.endswith("  -") for line in linked)
+
+    monkeypatch.chdir(tmp_path)
+    done = tinkergate("checkpoints", "download", saved)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert len(lines) == len(listed)
+    for line, file in zip(lines, listed, strict=True):
+        place = tmp_path / "kept" / file["name"]
+        assert line.split()[0] == file["sha256"] == hashlib.sha256(place.read_bytes()).hexdigest()
+        assert line.endswith(f"  kept/{file['name']}  (verified)")
+    assert done.err.splitlines()[0].startswith("  0 %  0 B of ")
+    assert done.err.splitlines()[-1].startswith("100 %  ")
+
+    again = tinkergate("checkpoints", "download", saved)
+    assert again.code == 2
+    assert "is there already" in again.err
+    assert "--overwrite" in again.err
+    assert tinkergate("checkpoints", "download", saved, "--overwrite").code == 0
+
+    done = tinkergate("checkpoints", "download", saved, "--to", tmp_path / "in" / "it", "--json")
+    assert done.err == ""
+    told = [json.loads(line) for line in done.out.splitlines()]
+    assert told == [
+        {
+            "name": file["name"],
+            "path": str(tmp_path / "in" / "it" / file["name"]),
+            "size_bytes": file["size_bytes"],
+            "sha256": file["sha256"],
+            "verified": True,
+        }
+        for file in listed
+    ]
+
+
+def test_an_archive_is_downloaded(tinkergate: Any, saved: str, tmp_path: Path) -> None:
+    file = tmp_path / "kept.tar.gz"
+    done = tinkergate("checkpoints", "download", saved, "--archive", file)
+    assert done.code == 0, done.err
+    (line,) = done.out.splitlines()
+    assert line.split()[0] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert line.endswith(f"  {file}  (verified)")
+    with tarfile.open(file, "r:gz") as tar:
+        assert "adapter_config.json" in tar.getnames()
+    refused = tinkergate("checkpoints", "download", saved, "--archive", file)
+    assert refused.code == 2
+    told = tinkergate("checkpoints", "download", saved, "--archive", file, "--to", tmp_path)
+    assert told.code == 2
+    assert "exclude each other" in told.err
+
+
+def test_a_download_that_cannot_be(tinkergate: Any, saved: str, tmp_path: Path) -> None:
+    gone = tinkergate("checkpoints", "download", f"{saved}2", "--to", tmp_path / "a")
+    assert gone.code == 1
+    assert "there is no checkpoint" in gone.err
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    into = tinkergate("checkpoints", "download", saved, "--to", tmp_path / "file")
+    assert into.code in (1, 2)
+    assert str(tmp_path / "file") in into.err
+    assert "Traceback" not in into.err
 
 
 @pytest.mark.parametrize("life", ["2", "h", "1w", "-1h", "1.5h", ""])

@@ -14,7 +14,8 @@ from typing import Self
 
 from tinkergate import v1
 from tinkergate_client._actions import ActionSession
-from tinkergate_client._checkpoints import Checkpoint, Checkpoints
+from tinkergate_client._checkpoint_records import Checkpoint
+from tinkergate_client._checkpoints import Checkpoints
 from tinkergate_client._connection import Connection
 from tinkergate_client._errors import FailedPrecondition, NotFound, TinkergateError
 from tinkergate_client._futures import OperationFuture
