@@ -18,15 +18,15 @@ from typing import get_type_hints
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from tinkergate.backends.tinker.settings import TinkerSettings
 from tinkergate.config import (
     Config,
     LocalBackendTable,
+    LoopsBackendTable,
     ModelTable,
     RemoteBackendTable,
+    ServiceTable,
     environment_name,
 )
-from tinkergate.config.tables import SERVICE_OPTIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 MARKERS = re.compile(r"(<!-- settings -->\n).*(<!-- /settings -->)", re.DOTALL)
@@ -77,17 +77,18 @@ def rows(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def table_rows(kind: type[BaseModel]) -> Iterator[str]:
-    """The rows of a table that only the file has."""
+    """The rows of a table that only the file has, its kind first."""
     texts = meanings(kind)
-    for name, entry in kind.model_fields.items():
+    entries = kind.model_fields
+    for name, entry in sorted(entries.items(), key=lambda each: each[0] != "kind"):
         yield f"| `{name}` | {shown_default(entry.default)} | {texts[name]} |\n"
 
 
-def service_rows() -> Iterator[str]:
+def service_rows(kind: type[ServiceTable]) -> Iterator[str]:
     """The rows of what a service's backend takes beside its table's own settings."""
-    texts = meanings(TinkerSettings)
-    for entry in fields(TinkerSettings):
-        if entry.name in SERVICE_OPTIONS:
+    texts, options = meanings(kind.settings_type), kind.options()
+    for entry in fields(kind.settings_type):
+        if entry.name in options:
             yield f"| `{entry.name}` | {shown_default(entry.default)} | {texts[entry.name]} |\n"
 
 
@@ -103,9 +104,9 @@ def tables() -> str:
     head = "| setting | default | meaning |\n|---|---|---|\n"
     parts += ["\n## [backends.NAME] of kind `local`\n\n", f"{LocalBackendTable.__doc__}\n\n"]
     parts += [head, *table_rows(LocalBackendTable)]
-    parts += ["\n## [backends.NAME] of kind `tinker` or `mint`\n\n"]
-    parts += [f"{RemoteBackendTable.__doc__}\n\n", head]
-    parts += [*table_rows(RemoteBackendTable), *service_rows()]
+    for title, kind in (("`tinker` or `mint`", RemoteBackendTable), ("`loops`", LoopsBackendTable)):
+        parts += [f"\n## [backends.NAME] of kind {title}\n\n", f"{kind.__doc__}\n\n", head]
+        parts += [*table_rows(kind), *service_rows(kind)]
     parts += ['\n## [models."NAME"]\n\n', f"{ModelTable.__doc__}\n\n", head]
     parts += table_rows(ModelTable)
     return "".join(parts) + "\n"

@@ -10,6 +10,7 @@ from typing import get_type_hints
 
 import pytest
 
+from tinkergate.backends.loops.settings import LoopsSettings
 from tinkergate.config import (
     Config,
     ConfigError,
@@ -17,7 +18,6 @@ from tinkergate.config import (
     LocalBackendTable,
     RemoteBackendTable,
     environment_name,
-    ignored,
     load_config,
 )
 
@@ -253,14 +253,31 @@ def test_a_table_of_the_kind_takes_the_place_of_the_environments_backend(write):
     assert (service.url, service.api_key) == ("http://127.0.0.1:1", "sk-1")
 
 
-def test_a_key_of_loops_is_told_to_be_of_no_use_yet():
-    environment = {"BASETEN_API_KEY": "secret"}
+def test_a_key_of_baseten_alone_makes_a_backend():
+    environment = {
+        "BASETEN_API_KEY": "secret",
+        "LOOPS_BASE_URL": "http://127.0.0.1:9/",
+        "LOOPS_TEAM": "ours",
+    }
     config = load_config({}, environment=environment)
-    assert list(config.all_backends()) == ["local"]
-    (words,) = ignored(config, environment)
-    assert "does not speak Loops yet" in words
-    assert "secret" not in words
-    assert ignored(config, {}) == []
+    assert list(config.all_backends()) == ["local", "loops"]
+    service = config.backends["loops"].service("loops")
+    assert (service.url, service.team) == ("http://127.0.0.1:9", "ours")
+    assert service.api_key == "secret"
+    assert "secret" not in repr(config)
+
+
+def test_a_table_of_loops_has_settings_of_its_own(write):
+    file = write(
+        "[backends.far]\nkind = 'loops'\nteam = 'east'\navailability_model = 'spot'\n"
+        "sampler_replicas = 2\nready_time = 60\n"
+    )
+    config = load_config({}, file=file, environment={"BASETEN_API_KEY": "k", "LOOPS_TEAM": "west"})
+    service = config.backends["far"].service("far")
+    assert isinstance(service, LoopsSettings)
+    assert (service.team, service.availability_model) == ("east", "spot")
+    assert (service.sampler_replicas, service.ready_time) == (2, 60.0)
+    assert service.url == "https://api.baseten.co"
 
 
 def test_flags_add_models_to_those_of_the_file(write):
@@ -281,13 +298,22 @@ def test_the_engine_goes_where_other_local_backends_are_unless_it_is_wanted():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("[backends.x]\nkind = 'loops'", "backends.x: has no API key: set BASETEN_API_KEY"),
         (
-            "[backends.x]\nkind = 'loops'",
-            "backends.x: kind 'loops': this build does not speak Loops",
+            "[backends.x]\nkind = 'loops'\navailability_model = 'cheap'",
+            "backends.x: availability_model: Input should be 'dedicated' or 'spot', not 'cheap'",
+        ),
+        (
+            "[backends.x]\nkind = 'loops'\nreplicas = 0",
+            "backends.x: replicas: must be a positive finite number, not 0",
+        ),
+        (
+            "[backends.x]\nkind = 'loops'\nproject_id = 'p'",
+            "backends.x: there is no setting 'project_id'",
         ),
         (
             "[backends.x]\nkind = 'other'",
-            "backends.x: kind must be 'local', 'tinker' or 'mint', not",
+            "backends.x: kind must be 'local', 'tinker', 'mint' or 'loops', not",
         ),
         ("[backends.x]\nbase_url = 'http://h'", "backends.x: has no kind"),
         ("[backends.x]\nkind = 'mint'", "backends.x: has no API key: set MINT_API_KEY"),

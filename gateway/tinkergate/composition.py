@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tinkergate.backends.base import Backend
-from tinkergate.config import Config, LocalBackendTable, RemoteBackendTable
+from tinkergate.backends.loops.settings import LoopsSettings
+from tinkergate.config import Config, LocalBackendTable, ServiceTable
 from tinkergate.config.settings import ENGINE_BACKEND
 from tinkergate.core.backends import BackendOpening
 from tinkergate.core.gateway import Gateway
@@ -81,7 +82,7 @@ async def backends(config: Config) -> list[Backend | BackendOpening]:
     made: list[Backend | BackendOpening] = []
     tables = config.all_backends()
     for name, table in tables.items():
-        if isinstance(table, RemoteBackendTable):
+        if isinstance(table, ServiceTable):
             made.append(_service(name, table, config.data_dir))
         else:
             open_ = partial(_open_engine, name, table, config)
@@ -121,9 +122,13 @@ async def _open_engine(name: str, table: LocalBackendTable, config: Config) -> L
     )
 
 
-def _service(name: str, table: RemoteBackendTable, data_dir: Path) -> Backend:
+def _service(name: str, table: ServiceTable, data_dir: Path) -> Backend:
+    settings = table.service(name)
+    if isinstance(settings, LoopsSettings):
+        from tinkergate.backends.loops.backend import LoopsBackend
+
+        return LoopsBackend(settings)
     from tinkergate.backends.tinker.backend import TinkerBackend
 
-    settings = table.service(name)
     scratch = settings.scratch_dir or data_dir / "scratch" / name
     return TinkerBackend(replace(settings, scratch_dir=scratch))

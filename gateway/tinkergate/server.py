@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tinkergate import __version__, composition
 from tinkergate.composition import Door
-from tinkergate.config import Config, ignored
+from tinkergate.config import Config
 from tinkergate.core.gateway import Gateway
 from tinkergate.errors import GatewayError
 from tinkergate.ingress.address import Address, ListenError
@@ -115,8 +115,6 @@ async def _serve(config: Config, announce: Callable[[Addresses], None]) -> None:
     server = Server(config)
     facts = {"version": __version__, "data_dir": str(config.data_dir)}
     log_event(_logger, logging.INFO, "starting", facts)
-    for words in ignored(config, os.environ):
-        _logger.warning(words)
     addresses = await server.start()
     told = asyncio.Event()
 

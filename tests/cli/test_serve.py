@@ -174,14 +174,6 @@ def test_it_runs_as_a_module_and_as_a_command():
     assert shown.stdout == run("--version").stdout
 
 
-def test_a_key_of_loops_is_warned_of_once(start_gateway):
-    gateway = start_gateway(engine=False, environment={"BASETEN_API_KEY": "geheim"})
-    assert gateway.stop() == 0
-    (warning,) = [line for line in gateway.events() if line["level"] == "warning"]
-    assert "does not speak Loops yet" in warning["event"]
-    assert "geheim" not in gateway.log()
-
-
 def test_human_logs_are_for_people(start_gateway):
     gateway = start_gateway("--log-format", "human", engine=False)
     assert gateway.stop() == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,12 +32,10 @@ def check(config: FileOption = None) -> None:
     and folders of models are looked for on this machine; services are not called. Exits with 2 if
     something is wrong.
     """
-    from tinkergate.config import broken_here, ignored
+    from tinkergate.config import broken_here
 
     loaded = _read(config)
     _refuse(tuple(broken_here(loaded.config, loaded.source)))
-    for words in ignored(loaded.config, os.environ):
-        typer.echo(f"tinkergate: {words}", err=True)
     backends = ", ".join(loaded.config.all_backends()) or "none"
     models = len(loaded.config.models)
     typer.echo(f"ok: backends: {backends}; models named: {models}")

@@ -7,10 +7,11 @@ from tinkergate.config.settings import Config, EngineSettings, LogSettings, Prof
 from tinkergate.config.tables import (
     BackendTable,
     LocalBackendTable,
+    LoopsBackendTable,
     ModelTable,
     RemoteBackendTable,
+    ServiceTable,
 )
-from tinkergate.config.upstreams import ignored
 
 __all__ = [
     "SHORT_NAMES",
@@ -21,12 +22,13 @@ __all__ = [
     "Loaded",
     "LocalBackendTable",
     "LogSettings",
+    "LoopsBackendTable",
     "ModelTable",
     "Profile",
     "RemoteBackendTable",
+    "ServiceTable",
     "broken_here",
     "environment_name",
-    "ignored",
     "load_config",
     "read_config",
 ]

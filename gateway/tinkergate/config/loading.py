@@ -146,7 +146,7 @@ def _inside(location: list[str]) -> str:
     """The place in a table of tables: `.mint.base_url`. The kind that pydantic chose by is left
     out."""
     name, *rest = location or [""]
-    if rest and rest[0] in ("local", "tinker", "mint"):
+    if rest and rest[0] in ("local", "tinker", "mint", "loops"):
         rest = rest[1:]
     return "".join(f".{part}" for part in (quoted(name) if name else "", *rest) if part)
 
@@ -155,11 +155,9 @@ def _table_rule(error: Any, setting: str, rule: str) -> str:
     match error["type"]:
         case "union_tag_invalid":
             kind = error["input"].get("kind") if isinstance(error["input"], dict) else None
-            if kind == "loops":
-                return "kind 'loops': this build does not speak Loops yet"
-            return f"kind must be 'local', 'tinker' or 'mint', not {kind!r}"
+            return f"kind must be 'local', 'tinker', 'mint' or 'loops', not {kind!r}"
         case "union_tag_not_found":
-            return "has no kind; must be 'local', 'tinker' or 'mint'"
+            return "has no kind; must be 'local', 'tinker', 'mint' or 'loops'"
         case "extra_forbidden":
             fields = (ModelTable if setting == "models" else LocalBackendTable).model_fields
             return unknown(str(error["loc"][-1]), fields)

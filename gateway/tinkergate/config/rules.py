@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from tinkergate.config.places import Found, quoted
 from tinkergate.config.settings import ENGINE_BACKEND, Config
-from tinkergate.config.tables import LocalBackendTable, RemoteBackendTable
+from tinkergate.config.tables import LocalBackendTable, ServiceTable
 from tinkergate.ingress.address import ListenError, check_exposure, parse_address
 from tinkergate.ingress.tls import read_tls
 
@@ -125,7 +125,7 @@ def broken_here(config: Config, source: Source) -> Iterator[str]:
 def _loops_to_itself(config: Config, source: Source) -> Iterator[str]:
     """A client's variables, such as TINKER_BASE_URL, may lead to this very gateway."""
     for name, table in config.backends.items():
-        if not isinstance(table, RemoteBackendTable) or not config.http.listen:
+        if not isinstance(table, ServiceTable) or not config.http.listen:
             continue
         url = urlsplit(table.base_url)
         host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname

@@ -74,8 +74,8 @@ class Config:
     """The backend of requests that name none, for base models that several serve and `[models]`
     gives to none; empty means the first: the embedded engine, then those of the file."""
     backends_from_environment: bool = True
-    """Whether `MINT_API_KEY` and `TINKER_API_KEY` alone make the backends "mint" and "tinker", if
-    the file has none of that kind."""
+    """Whether `MINT_API_KEY`, `TINKER_API_KEY` and `BASETEN_API_KEY` alone make the backends
+    "mint", "tinker" and "loops", if the file has none of that kind."""
     profile: Profile = "full"
     """What the HTTP door offers: "full", or "mint" for no more than MinT has live."""
     grpc: GrpcSettings = field(default_factory=GrpcSettings)

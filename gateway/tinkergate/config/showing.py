@@ -10,7 +10,8 @@ from typing import Any
 
 from tinkergate.config.loading import Loaded
 from tinkergate.config.places import TABLES, all_settings, quoted
-from tinkergate.config.tables import SERVICE_OPTIONS, BackendTable, LocalBackendTable
+from tinkergate.config.tables import BackendTable, LocalBackendTable
+from tinkergate.config.upstreams import FROM_ENVIRONMENT
 
 DEFAULT = "default"
 MASK = "***"
@@ -31,7 +32,7 @@ def shown(loaded: Loaded) -> Iterator[str]:
         if tables is not None and name in tables.value:
             place = tables.source
         else:
-            place = f"{table.kind.upper()}_API_KEY"
+            place = FROM_ENVIRONMENT.get(table.kind, DEFAULT)
         for key, value, source in _backend(table, place):
             yield f"backends.{quoted(name)}.{key} = {_text(value)}  # {source}"
     for name, model in loaded.config.models.items():
@@ -53,9 +54,9 @@ def _backend(table: BackendTable, place: str) -> Iterator[tuple[str, Any, str]]:
     in_table = place if table.base_url else DEFAULT
     yield "base_url", _without_password(service.url), table.sources.get("base_url", in_table)
     yield "api_key", MASK, table.sources["api_key"]
-    for key in SERVICE_OPTIONS:
+    for key in table.options():
         value = _without_password(getattr(service, key))
-        yield key, value, place if key in given else DEFAULT
+        yield key, value, table.sources.get(key, place if key in given else DEFAULT)
 
 
 def _masked(name: str, value: Any) -> Any:

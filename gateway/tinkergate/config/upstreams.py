@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
+
+from pydantic import TypeAdapter
 
 from tinkergate.config.settings import Config
-from tinkergate.config.tables import BackendTable, RemoteBackendTable
+from tinkergate.config.tables import BackendTable, ServiceTable
 
+FROM_ENVIRONMENT = {
+    "mint": "MINT_API_KEY",
+    "tinker": "TINKER_API_KEY",
+    "loops": "BASETEN_API_KEY",
+}
+"""The kinds of backends that a key in the environment alone makes, each under its kind's name."""
 
-def ignored(config: Config, environment: Mapping[str, str]) -> list[str]:
-    """What the environment asks for in vain, in words for people."""
-    if config.backends_from_environment and environment.get("BASETEN_API_KEY"):
-        return ["BASETEN_API_KEY is set, but this build does not speak Loops yet: it is ignored"]
-    return []
+_TABLE: TypeAdapter[BackendTable] = TypeAdapter(BackendTable)
+_S = TypeVar("_S", bound=ServiceTable)
 
 
 def completed(
@@ -25,19 +31,19 @@ def completed(
     tables = dict(config.backends)
     if config.backends_from_environment:
         kinds = {table.kind for table in tables.values()}
-        for kind in ("mint", "tinker"):
-            if environment.get(f"{kind.upper()}_API_KEY") and kind not in kinds:
+        for kind, variable in FROM_ENVIRONMENT.items():
+            if environment.get(variable) and kind not in kinds:
                 if kind in tables:
                     problems.append(
                         f"{source}: backends.{kind}: is of kind {tables[kind].kind!r}, and "
-                        f"{kind.upper()}_API_KEY makes another of that name; rename it, or set "
+                        f"{variable} makes another of that name; rename it, or set "
                         "backends_from_environment = false"
                     )
                 else:
-                    tables[kind] = RemoteBackendTable.model_validate({"kind": kind})
+                    tables[kind] = _TABLE.validate_python({"kind": kind})
     complete: dict[str, BackendTable] = {}
     for name, table in tables.items():
-        if isinstance(table, RemoteBackendTable):
+        if isinstance(table, ServiceTable):
             complete[name] = _complete(name, table, environment, source, problems)
         else:
             complete[name] = table
@@ -46,15 +52,15 @@ def completed(
 
 def _complete(
     name: str,
-    table: RemoteBackendTable,
+    table: _S,
     environment: Mapping[str, str],
     source: str,
     problems: list[str],
-) -> RemoteBackendTable:
+) -> _S:
     where = f"{source}: backends.{name}"
     if table.api_key_env and table.api_key_file is not None:
         problems.append(f"{where}: api_key_env and api_key_file are both given; give one")
-    key_variable = table.api_key_env or f"{table.kind.upper()}_API_KEY"
+    key_variable = table.api_key_env or table.key_variable
     sources = {"api_key": key_variable}
     key = environment.get(key_variable, "")
     if table.api_key_file is not None:
@@ -74,11 +80,12 @@ def _complete(
         )
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         problems.append(f"{where}: its API key is no printable ASCII without spaces")
-    url, url_variable = table.base_url, f"{table.kind.upper()}_BASE_URL"
-    if not url and (url := environment.get(url_variable, "")):
-        sources["base_url"] = url_variable
+    given = {}
+    for setting, variable in table.variables.items():
+        if not getattr(table, setting, "") and (value := environment.get(variable, "")):
+            given[setting], sources[setting] = value, variable
     try:
-        return table.completed(name, url, key, sources)
+        return table.completed(name, key, given, sources)
     except ValueError as error:
         problems.append(f"{sources.get('base_url', where)}: {error}")
         return table
