@@ -30,6 +30,13 @@ class ProfileChoice(StrEnum):
     MINT = "mint"
 
 
+class CapacityChoice(StrEnum):
+    """What the trainers and samplers of Loops' dialect are told to be."""
+
+    SERVERLESS = "serverless"
+    DEDICATED = "dedicated"
+
+
 class LogLevelChoice(StrEnum):
     """The least level that is logged."""
 
@@ -51,8 +58,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Where to listen for programs that speak Tinker's HTTP, such as its SDK. "
-            "[default: nowhere]",
+            help="Where to listen for programs that speak Tinker's or Loops' HTTP, such as their "
+            "SDKs. [default: nowhere]",
         ),
     ] = None,
     public_url: Annotated[
@@ -65,6 +72,13 @@ def serve(
     profile: Annotated[
         ProfileChoice | None,
         typer.Option(help="What the HTTP door offers: all, or what MinT has. [default: full]"),
+    ] = None,
+    loops_capacity: Annotated[
+        CapacityChoice | None,
+        typer.Option(
+            help="What the HTTP door tells Loops' SDK that trainers and samplers are: shared, or "
+            "its own. [default: serverless]"
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None,
@@ -163,6 +177,7 @@ def serve(
         "http.listen": http,
         "http.public_url": public_url,
         "profile": profile and profile.value,
+        "http.loops_capacity": loops_capacity and loops_capacity.value,
         "default_backend": default_backend,
         "models": _aliases(alias) if alias else None,
         "data_dir": data_dir,

@@ -17,6 +17,7 @@ SHORT_NAMES: Mapping[str, str] = {
     "grpc.listen": "TINKERGATE_GRPC",
     "http.listen": "TINKERGATE_HTTP",
     "http.public_url": "TINKERGATE_PUBLIC_URL",
+    "http.loops_capacity": "TINKERGATE_LOOPS_CAPACITY",
     "api_keys": "TINKERGATE_API_KEY",
     "engine.models": "TINKERGATE_MODELS",
 }
@@ -130,6 +131,7 @@ def flag_name(setting: str) -> str:
         "grpc.listen": "--grpc",
         "http.listen": "--http",
         "http.public_url": "--public-url",
+        "http.loops_capacity": "--loops-capacity",
         "engine.models": "--model",
         "models": "--alias",
     }

@@ -24,6 +24,10 @@ from tinkergate.ingress.http.secret import derive, load_secret
 from tinkergate.ingress.http.settings import HttpSettings
 from tinkergate.ingress.http.signed_urls import SignedUrls
 from tinkergate.ingress.keys import ApiKeys
+from tinkergate.ingress.loops_rest.app import surfaces as loops_surfaces
+from tinkergate.ingress.loops_rest.context import SIGNED as LOOPS_SIGNED
+from tinkergate.ingress.loops_rest.context import Context as LoopsContext
+from tinkergate.ingress.loops_rest.runs import Runs
 from tinkergate.ingress.tinker_rest.app import QUIET, TinkerRest
 from tinkergate.ingress.tinker_rest.context import DOWNLOADS, Context, Profile
 from tinkergate.ingress.tinker_rest.errors import error_response
@@ -90,8 +94,24 @@ class HttpDoor:
             settings,
             quiet=QUIET,
         )
+        loops = loops_surfaces(
+            LoopsContext(
+                gateway=gateway,
+                keys=self._keys,
+                downloads=Downloads(gateway, context.urls, LOOPS_SIGNED),
+                runs=Runs(gateway),
+                capacity=settings.loops_capacity,
+                public_url=context.public_url,
+                long_poll=settings.long_poll,
+                serving=context.serving,
+            ),
+            settings,
+        )
         # A dialect with paths of its own goes before it; whatever belongs to none ends here.
-        app = _Front(self._prefix, [("", tinker)])
+        dialects: list[tuple[str, ASGIApp]] = [("", tinker)]
+        if self._profile == "full":
+            dialects = [*loops, *dialects]
+        app = _Front(self._prefix, dialects)
         self._listener = Listener(app, self._address, self._tls, settings)
         listening = await self._listener.start()
         if base_url := context.public_url or _own_url(listening, tls=self._tls is not None):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 MIB = 1 << 20
+
+Capacity = Literal["serverless", "dedicated"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class HttpSettings:
     """The most time that a poll is held open; official clients give up after 45 s."""
     token_lifetime: float = 3600.0
     """How long a token is good for that a key was exchanged for. Not under 600."""
+
+    loops_capacity: Capacity = "serverless"
+    """What trainers and samplers of Loops' dialect are told to be: "serverless", shared, or
+    "dedicated", the caller's own."""
 
     keep_alive: float = 75.0
     """After how long a connection without a request is closed."""

@@ -30,12 +30,13 @@ from tinkergate.dialects.tinker.read_training import (
     pass_from_json,
     pass_from_protobuf,
 )
-from tinkergate.errors import ErrorReason, GatewayError, Kind
+from tinkergate.errors import GatewayError
 from tinkergate.ingress.http.bodies import THREAD_BYTES, read_body
 from tinkergate.ingress.tinker_rest.bodies import json_fields
 from tinkergate.ingress.tinker_rest.context import API, Context
 from tinkergate.ingress.tinker_rest.futures import PROTOBUF
 from tinkergate.ingress.tinker_rest.models import create_from_checkpoint, future_response
+from tinkergate.ingress.turns import takes_turn
 from tinkergate.v1 import (
     ForwardBackwardRequest,
     ForwardRequest,
@@ -50,32 +51,6 @@ from tinkergate.v1 import (
 _Request: TypeAlias = PassRequest | Ordered
 Read = TypeVar("Read")
 _Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
-
-_NO_TURN_KINDS = frozenset(
-    {
-        Kind.UNAUTHENTICATED,
-        Kind.DENIED,
-        Kind.EXHAUSTED,
-        Kind.UNAVAILABLE,
-        Kind.OUTCOME_UNKNOWN,
-        Kind.CANCELLED,
-        Kind.DEADLINE,
-        Kind.INTERNAL,
-    }
-)
-_NO_TURN_REASONS = frozenset(
-    {
-        ErrorReason.ERROR_REASON_SESSION_NOT_FOUND,
-        ErrorReason.ERROR_REASON_SESSION_ENDED,
-        ErrorReason.ERROR_REASON_MODEL_NOT_FOUND,
-        ErrorReason.ERROR_REASON_MODEL_NOT_READY,
-        ErrorReason.ERROR_REASON_IDEMPOTENCY_CONFLICT,
-        ErrorReason.ERROR_REASON_SEQUENCE_GAP,
-        ErrorReason.ERROR_REASON_SEQUENCE_PASSED,
-    }
-)
-"""Failures that have nothing to do with what the request asks for: the same request may be taken
-later, or the model takes none at all."""
 
 _ORDERED: dict[str, tuple[Callable[[Fields], Ordered], type[Ordered]]] = {
     "optim_step": (optim_step_request, OptimStepRequest),
@@ -157,7 +132,7 @@ class _Training:
         try:
             return await self._training.submit(asked)
         except GatewayError as error:
-            if not (_has_place(asked) and _takes_turn(error)):
+            if not (_has_place(asked) and takes_turn(error)):
                 raise
             return await self._training.refuse(asked, error)
 
@@ -177,12 +152,6 @@ class _Training:
 
 def _has_place(asked: _Request) -> bool:
     return asked.HasField("seq_id") and asked.seq_id >= 1
-
-
-def _takes_turn(error: GatewayError) -> bool:
-    if error.reason == ErrorReason.ERROR_REASON_TOO_LARGE:
-        return True
-    return error.kind not in _NO_TURN_KINDS and error.reason not in _NO_TURN_REASONS
 
 
 async def _off_loop(read: Callable[[bytes], Read], body: bytes) -> Read:
