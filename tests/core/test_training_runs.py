@@ -11,6 +11,7 @@ from tinkergate.v1 import (
     DeleteCheckpointRequest,
     ErrorReason,
     FinishSessionRequest,
+    GetModelRequest,
     ModelState,
     SaveStateRequest,
     SaveWeightsForSamplerRequest,
@@ -39,6 +40,31 @@ async def test_a_run_tells_its_newest_checkpoints(house: Any) -> None:
     await house.gateway.checkpoints.delete(DeleteCheckpointRequest(path=path))
     assert runs.get(model).last_checkpoint.checkpoint_id == "weights/a"
     assert runs.window(0, 10).items == [runs.get(model)]
+
+
+async def test_a_model_names_no_checkpoint_that_is_gone(open_house: Any) -> None:
+    house = await open_house()
+    model = await house.model()
+
+    async def told(house: Any) -> list[str]:
+        got = (await house.gateway.models.get(GetModelRequest(model_id=model))).model
+        paths = (got.last_checkpoint, got.last_sampler_checkpoint)
+        return [path.removeprefix(f"tinker://{model}/") for path in paths]
+
+    paths = [await save(house, SaveStateRequest(model_id=model, name=n)) for n in ("a", "b", "c")]
+    kept = await save(house, SaveWeightsForSamplerRequest(model_id=model, name="s"))
+    assert await told(house) == ["weights/c", "sampler_weights/s"]
+    for path, left in ((paths[0], "weights/c"), (paths[2], "weights/b")):
+        await house.gateway.checkpoints.delete(DeleteCheckpointRequest(path=path))
+        assert await told(house) == [left, "sampler_weights/s"]
+    again = SaveStateRequest(model_id=model, name="b", overwrite=True)
+    assert await save(house, again) == paths[1]
+    assert await told(house) == ["weights/b", "sampler_weights/s"]
+    for path in (paths[1], kept):
+        await house.gateway.checkpoints.delete(DeleteCheckpointRequest(path=path))
+    assert await told(house) == ["", ""]
+    await house.gateway.close(1)
+    assert await told(await open_house()) == ["", ""]
 
 
 async def test_runs_are_told_newest_first_in_windows(house: Any) -> None:

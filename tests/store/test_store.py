@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Table, create_engine
+from sqlalchemy import Table, create_engine, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
@@ -23,6 +24,7 @@ from tinkergate.store import (
     SchemaError,
     SessionRow,
     Store,
+    schema,
 )
 
 
@@ -188,6 +190,28 @@ def test_migrations_make_what_the_tables_say(store: Store, path: Path) -> None:
         differences = compare_metadata(MigrationContext.configure(connection), Row.metadata)
     engine.dispose()
     assert differences == []
+
+
+def test_a_database_of_an_earlier_version_is_brought_up_with_what_it_holds(path: Path) -> None:
+    path.parent.mkdir()
+    engine = create_engine(f"sqlite:///{path}")
+    config = schema._config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO checkpoints (path, number, model_id, has_optimizer, message)"
+                " VALUES ('p', 7, 'm', 1, x'00ff')"
+            )
+        )
+    engine.dispose()
+    store = Store(f"sqlite:///{path}")
+    store.open()
+    [row] = store.load().checkpoints
+    store.close()
+    assert (row.path, row.number, row.model_id, row.has_optimizer) == ("p", 7, "m", True)
+    assert (row.message, row.optimizer_steps) == (b"\x00\xff", None)
 
 
 @pytest.mark.parametrize("table", Row.metadata.sorted_tables, ids=lambda table: table.name)
