@@ -103,7 +103,7 @@ class Drawing:
         except GatewayError as error:
             raise self._service.broken(
                 f"sample of {sampler.facts.sampler_id}",
-                f"was answered what makes no sense: {error}",
+                f"has an answer that makes no sense: {error}",
             ) from None
 
     def _max_tokens(self, sampler: LoopsSampler, request: SampleRequest) -> int:

@@ -109,8 +109,8 @@ async def loops_operation(
             body = {"path": checkpoints.find(request.path).upstream_path}
             return LoopsOperation(route, [body], [read_step], True)
         case SaveStateRequest():
-            body = {"name": save_name, "ttl_seconds": None}
-            return LoopsOperation("save_state", [body], [_saved(save_name)], False)
+            named: dict[str, Any] = {"name": save_name, "ttl_seconds": None}
+            return LoopsOperation("save_state", [named], [_saved(save_name)], False)
         case SaveWeightsForSamplerRequest():
             if request.kind == SamplerWeightsKind.SAMPLER_WEIGHTS_KIND_INFLIGHT:
                 raise unsupported("samplers that follow training", backend)
