@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from tinkergate_client import Client, Datum, supervised_datum
+from tinkergate_client import Client, Datum, datum, supervised_datum
 
 STEPS = 3
+LAST = (STEPS, STEPS + 1)
+"""Steps after the model has gone back to where it was after the first ones."""
+EMULATED = "dppo"
 RANK = 4
 SEED = 7
 LEARNING_RATE = 1e-2
@@ -28,6 +31,28 @@ def batch(step: int) -> list[Datum]:
     """The data of a step, another one each time."""
     turned = TEXTS[step % len(TEXTS) :] + TEXTS[: step % len(TEXTS)]
     return [supervised_datum(text, loss_mask=[0] + [1] * (len(text) - 1)) for text in turned[:3]]
+
+
+def rollouts() -> list[Datum]:
+    """The data of the last step: texts that were sampled by something else."""
+    draw = np.random.default_rng(6)
+    return [
+        datum(
+            text[:-1],
+            text[1:],
+            logprobs=draw.normal(-6.0, 0.1, len(text) - 1).astype(np.float32),
+            advantages=draw.normal(0.0, 1.0, len(text) - 1).astype(np.float32),
+        )
+        for text in TEXTS[:2]
+    ]
+
+
+def gradient(model: Any, step: int) -> Any:
+    """Submit the gradient of a step, of which there are STEPS + 2. The last is that of a loss
+    which no service has, so the gateway computes it, by two operations of the service's."""
+    if step <= STEPS:
+        return model.forward_backward(batch(step))
+    return model.forward_backward(rollouts(), EMULATED)
 
 
 @dataclass
@@ -51,7 +76,7 @@ def train(model: Any, name: str) -> Results:
 
     gradients, updates = [], []
     for step in range(STEPS):
-        gradients.append(model.forward_backward(batch(step)))
+        gradients.append(gradient(model, step))
         updates.append(model.optim_step(learning_rate=LEARNING_RATE))
     middle = model.save_state(f"{name}-middle")
     for future in gradients:
@@ -64,11 +89,13 @@ def train(model: Any, name: str) -> Results:
     results.samples += [
         (np.asarray(s.tokens).tobytes(), np.asarray(s.logprobs).tobytes()) for s in drawn.sequences
     ]
-    note(model.forward_backward(batch(STEPS)))
+    note(gradient(model, STEPS))
     model.optim_step(learning_rate=LEARNING_RATE).result(PATIENCE)
     model.load_state(path, with_optimizer=True).result(PATIENCE)
-    note(model.forward_backward(batch(STEPS)))
-    model.optim_step(learning_rate=LEARNING_RATE).result(PATIENCE)
+    last = [(gradient(model, s), model.optim_step(learning_rate=LEARNING_RATE)) for s in LAST]
+    for each, update in last:
+        note(each)
+        update.result(PATIENCE)
     model.save_state(f"{name}-final").result(PATIENCE)
     return results
 
