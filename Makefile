@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BASELINE := proto/baseline.binpb
 INTEROP := $(filter-out %-overrides.in,$(wildcard requirements/interop-*.in))
+INTEROP_TINKER := $(patsubst requirements/interop-%.in,%,$(filter-out %-baseten-loops-0.32.0.in,$(INTEROP)))
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-fast lint types format proto proto-check proto-baseline \
-	interop-tinker bench bench-dialect bench-kernels chaos compatibility kernels-aot requirements clean
+	interop-tinker interop-loops bench bench-dialect bench-kernels chaos compatibility kernels-aot \
+	requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +40,13 @@ test-fast: setup ## Run the tests that do not need the default model
 
 # Each SDK has an environment of its own in .venv-interop; `make test` runs these tests too.
 interop-tinker: setup ## Drive the official SDKs, unpatched, against the Tinker-dialect door
-	$(BIN)/python scripts/interop_environments.py
+	$(BIN)/python scripts/interop_environments.py $(INTEROP_TINKER)
 	TINKERGATE_REQUIRE_MODEL=1 $(BIN)/pytest tests/interop -s
+
+# The SDK asks for Python 3.12; TINKERGATE_PYTHON312 may name one.
+interop-loops: setup ## Drive the official Loops SDK and its Tinker shim, unpatched, against that door
+	$(BIN)/python scripts/interop_environments.py baseten-loops-0.32.0
+	TINKERGATE_REQUIRE_MODEL=1 TINKERGATE_REQUIRE_PYTHON312=1 $(BIN)/pytest tests/interop_loops -s
 
 lint: setup ## Check style, formatting and the import rules between rooms
 	$(BIN)/ruff check .
@@ -93,7 +100,8 @@ requirements: setup ## Pin the newest versions of everything that is installed
 	$(LOCK) --upgrade pyproject.toml --all-extras --output-file requirements/dev.txt
 	$(LOCK) --upgrade --no-deps requirements/model.in --output-file requirements/model.txt
 	for list in $(INTEROP); do \
-		$(LOCK) --upgrade --override requirements/interop-overrides.in \
+		case $$list in *baseten-loops*) python=3.12;; *) python=3.11;; esac; \
+		$(LOCK:3.11=$$python) --upgrade --override requirements/interop-overrides.in \
 			$$list --output-file $${list%.in}.txt || exit 1; \
 	done
 
