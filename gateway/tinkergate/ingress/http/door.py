@@ -103,7 +103,6 @@ class HttpDoor:
                 capacity=settings.loops_capacity,
                 public_url=context.public_url,
                 long_poll=settings.long_poll,
-                serving=context.serving,
             ),
             settings,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -43,8 +42,6 @@ class Context:
     whatever the caller reached the gateway by."""
     long_poll: float = MAX_POLL
     """The most seconds that a poll is held open."""
-    serving: Callable[[], bool] = lambda: True
-    """Whether new work is welcome; not while the gateway drains."""
     notes: Notes = field(default_factory=Notes)
     samplers: KnownSamplers = field(default_factory=KnownSamplers)
 

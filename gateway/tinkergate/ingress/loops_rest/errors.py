@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.ingress.calls import reason_name
+from tinkergate.ingress.loops_rest.ids import in_own_words
 from tinkergate.ingress.tinker_rest.errors import json_response
 
 CODE = "loops_code"
@@ -124,5 +125,5 @@ def _response(error: GatewayError, request_id: str, status: int) -> Response:
         headers["x-baseten-error-code"] = code
     if error.retry_after is not None and status in (502, 503):
         headers["retry-after"] = str(math.ceil(error.retry_after))
-    told = {"detail": error.message, "details": details, "request_id": request_id}
+    told = {"detail": in_own_words(error.message), "details": details, "request_id": request_id}
     return json_response(told, status, headers)

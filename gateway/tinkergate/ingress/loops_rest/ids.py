@@ -25,6 +25,7 @@ MAX_GENERATIONS = 2_000
 
 _MODEL = re.compile(r"([^/\s~]+):train:(\d{1,10})")
 _OPERATION = re.compile(rf"models/({_MODEL.pattern})/operations/[^/]+")
+_CANONICAL = re.compile(r"tinker://([^/\s~]+:train:\d{1,10})/(?=(?:sampler_)?weights/)")
 _PAIRED = ":sampler"
 
 
@@ -67,6 +68,11 @@ def run_of_operation(name: str) -> str | None:
     """The run of an operation by its name; None for what is none."""
     match = _OPERATION.fullmatch(name)
     return None if match is None else run_of(match[1])
+
+
+def in_own_words(message: str) -> str:
+    """A message of the gateway with the paths of checkpoints as this dialect tells them."""
+    return _CANONICAL.sub(lambda match: f"bt://loops:{run_of(match[1])}/", message)
 
 
 def checkpoint_id(canonical: str) -> str:

@@ -18,9 +18,16 @@ from tinkergate.dialects.tinker.json_text import write_json
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.ingress.http.bodies import THREAD_BYTES
 from tinkergate.ingress.loops_rest.context import Context
+from tinkergate.ingress.loops_rest.ids import in_own_words
 from tinkergate.ingress.loops_rest.runs import loops_form_of
 from tinkergate.ingress.tinker_rest.errors import json_response
-from tinkergate.v1 import GetModelRequest, Operation, OperationState, WaitOperationRequest
+from tinkergate.v1 import (
+    GetModelRequest,
+    Operation,
+    OperationError,
+    OperationState,
+    WaitOperationRequest,
+)
 
 _DONE = frozenset(
     {
@@ -47,7 +54,7 @@ class Results:
         if operation.state not in _DONE:
             return json_response(PENDING, 408)
         if operation.HasField("error"):
-            return json_response(failure_to_json(operation.error))
+            return failure(operation.error)
         if operation.result_expired:
             raise _gone(name)
         try:
@@ -55,7 +62,7 @@ class Results:
         except GatewayError as error:
             if error.reason == ErrorReason.ERROR_REASON_RESULT_EXPIRED:
                 raise
-            return json_response(failure_to_json(error.to_operation_error()))
+            return failure(error.to_operation_error())
 
     async def _told(self, operation: Operation) -> Response:
         kind = operation.WhichOneof("result")
@@ -91,6 +98,12 @@ class Results:
 
         body = write() if output.ByteSize() < THREAD_BYTES else await asyncio.to_thread(write)
         return Response(body, media_type="application/json")
+
+
+def failure(error: OperationError) -> Response:
+    """The answer of an operation that has failed."""
+    told = failure_to_json(error)
+    return json_response({**told, "error": in_own_words(told["error"])})
 
 
 def _path(canonical: str) -> str:

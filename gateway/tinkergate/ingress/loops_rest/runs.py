@@ -108,6 +108,13 @@ class Runs:
         self._runs: dict[str, Run] = {}
         self._generations: dict[str, int] = {}
         """How often runs were reset that have no model any more."""
+        gateway.sessions.on_end.append(self._session_ended)
+
+    def _session_ended(self, session_id: str) -> None:
+        """The models of the session are unloaded."""
+        for run in [r for r in self._runs.values() if r.place.session_id == session_id]:
+            del self._runs[run.run_id]
+            self._generations.pop(run.run_id, None)
 
     def find(self, run_id: str) -> Run | None:
         """The run, if it has a model."""

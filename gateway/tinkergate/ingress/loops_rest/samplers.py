@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tinkergate.dialects.loops.read_requests import sample_request
-from tinkergate.dialects.loops.write_results import failure_to_json
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.errors import ErrorReason, GatewayError, Kind, invalid_field
 from tinkergate.ingress.loops_rest.bodies import Body, body_of
@@ -18,8 +17,8 @@ from tinkergate.ingress.loops_rest.completions import Completions, Drawing
 from tinkergate.ingress.loops_rest.context import SAMPLERS, Context
 from tinkergate.ingress.loops_rest.errors import marked
 from tinkergate.ingress.loops_rest.identity import CHECKPOINT, UNKNOWN, check_sampler
-from tinkergate.ingress.loops_rest.ids import SamplerKey, sampler_key
-from tinkergate.ingress.loops_rest.results import PENDING
+from tinkergate.ingress.loops_rest.ids import SamplerKey, place_of, sampler_key
+from tinkergate.ingress.loops_rest.results import PENDING, failure
 from tinkergate.ingress.loops_rest.runs import loops_form_of
 from tinkergate.ingress.loops_rest.sources import base_model_of
 from tinkergate.ingress.loops_rest.trainers import accepted
@@ -104,10 +103,11 @@ class _Samplers:
         asked = await body.read(sample_request)
         path = _one_path(request, body.fields)
         floor = _floor(request)
-        run = self._context.runs.find(key.run_id) if key.run_id else None
         paired = bool(key.run_id) and not self._context.serverless
         live = None
-        if run is not None and paired:
+        # A run that is gone has no live weights, but its checkpoints are there.
+        if paired and (not path or self._context.runs.find(key.run_id) is not None):
+            run = self._context.runs.require(key.run_id)
             # With a checkpoint to fall back on, nothing has to be waited for.
             least = 0 if path else floor
             live = await self._context.runs.published(run, least, self._context.poll_limit)
@@ -140,7 +140,7 @@ class _Samplers:
         except GatewayError as error:
             if error.reason == ErrorReason.ERROR_REASON_OPERATION_NOT_FOUND:
                 raise
-            return json_response(failure_to_json(error.to_operation_error()))
+            return failure(error.to_operation_error())
         if told is None:
             return json_response(PENDING, 408)
         return Response(told, media_type="application/json")
@@ -181,6 +181,9 @@ class _Samplers:
     def _sampler(self, request: Request) -> SamplerKey:
         key = self._key(request)
         check_sampler(self._context, request, key)
+        if (place := place_of(key.run_id)) is not None:
+            # Programs that only sample keep their run too.
+            self._context.gateway.sessions.heard(place.session_id)
         return key
 
     def _key(self, request: Request) -> SamplerKey:
