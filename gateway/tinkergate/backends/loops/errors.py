@@ -25,8 +25,20 @@ _KINDS: Mapping[int, tuple[Kind, ErrorReason.ValueType]] = {
     429: (Kind.EXHAUSTED, ErrorReason.ERROR_REASON_QUEUE_FULL),
     501: (Kind.UNSUPPORTED, ErrorReason.ERROR_REASON_UNSUPPORTED),
 }
-_CALLERS = ("ValueError", "ValidationError", "BadRequestError", "InvalidArgument", "TypeError")
-"""Parts of the names of errors that a trainer raises for what it was sent."""
+_CALLERS = (
+    "ValueError",
+    "TypeError",
+    "ValidationError",
+    "BadRequest",
+    "Invalid",
+    "TooLarge",
+    "NotFound",
+    "Mismatch",
+    "Exists",
+    "Unsupported",
+    "NotImplemented",
+)
+"""Parts of the names of errors that a trainer raises for what it was sent, before any work."""
 
 GATEWAY_SOURCE = "06"
 """X-Baseten-Error-Source of what the serverless gateway itself refuses."""

@@ -185,6 +185,9 @@ class Training:
             try:
                 work = await self._service.call(call, accepted(call, trainer.run.base_url, effect))
             except GatewayError as error:
+                if error.kind is Kind.UNAVAILABLE and "upstream_status" not in error.metadata:
+                    # It surely never arrived, so the service would wait for its number.
+                    trainer.next_seq -= 1
                 raise self._not_accepted(model, operation, error, len(works)) from None
             except asyncio.CancelledError:
                 if operation.changes_model:
