@@ -109,7 +109,7 @@ class TinkerBackend:
         """Finish all sessions there, and close the connections."""
         self._sessions.close()
         await self._errands.finish(CLOSING_TIME)
-        self._files.close()
+        await self._files.close()
         await self._client.close()
 
     def capabilities(self) -> BackendCapabilities:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -56,7 +57,8 @@ class UpstreamFiles:
         self._downloads = Downloads(service.name, client, service.settings.retry_time)
         self._checkpoints = checkpoints
         self._archives: OrderedDict[str, _Archive] = OrderedDict()
-        self._lock = asyncio.Lock()
+        self._fetches: dict[str, asyncio.Task[_Archive]] = {}
+        self._room = asyncio.Semaphore(max(service.settings.archives_kept, 1))
 
     async def files(self, path: str) -> list[CheckpointFile]:
         """The files of a checkpoint, by name."""
@@ -96,12 +98,19 @@ class UpstreamFiles:
 
     def forget(self, path: str) -> None:
         """A checkpoint is gone, or another one has its path."""
+        if (fetch := self._fetches.pop(path, None)) is not None:
+            fetch.cancel()
         archive = self._archives.pop(path, None)
         if archive is not None:
             archive.folder.cleanup()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Remove what was fetched."""
+        fetches = list(self._fetches.values())
+        for fetch in fetches:
+            fetch.cancel()
+        if fetches:
+            await asyncio.wait(fetches)
         while self._archives:
             self._archives.popitem()[1].folder.cleanup()
 
@@ -154,16 +163,34 @@ class UpstreamFiles:
         return self._downloads.read(url, f"downloading a file of {path}", offset)
 
     async def _archive(self, rest: RestPath, path: str) -> _Archive:
-        async with self._lock:
-            archive = self._archives.get(path)
-            if archive is None:
-                archive = await self._fetched(await self._archive_url(rest, path), path)
-                self._archives[path] = archive
-                while len(self._archives) > self._service.settings.archives_kept:
-                    # Whoever reads a file of it has it open.
-                    self._archives.popitem(last=False)[1].folder.cleanup()
+        """The archive, fetched once for all who want it. A caller that goes away does not end
+        that: whoever comes back finds it further than before, or done."""
+        if (archive := self._archives.get(path)) is not None:
             self._archives.move_to_end(path)
             return archive
+        fetch = self._fetches.get(path)
+        if fetch is None:
+            fetch = asyncio.create_task(self._fetch(rest, path), name=f"fetching {path}")
+            self._fetches[path] = fetch
+            fetch.add_done_callback(partial(self._was_fetched, path))
+        await asyncio.wait([fetch])
+        if fetch.cancelled():
+            raise unreachable(self._service.name, f"reading {path}", "was ended: it is gone")
+        return fetch.result()
+
+    async def _fetch(self, rest: RestPath, path: str) -> _Archive:
+        async with self._room:
+            return await self._fetched(await self._archive_url(rest, path), path)
+
+    def _was_fetched(self, path: str, fetch: asyncio.Task[_Archive]) -> None:
+        if self._fetches.get(path) is fetch:
+            del self._fetches[path]
+        if fetch.cancelled() or fetch.exception() is not None:
+            return  # told to those who wait, if there are any
+        self._archives[path] = fetch.result()
+        while len(self._archives) > self._service.settings.archives_kept:
+            # Whoever reads a file of it has it open.
+            self._archives.popitem(last=False)[1].folder.cleanup()
 
     async def _archive_url(self, rest: RestPath, path: str) -> str:
         """Where the archive is, once it is built."""
