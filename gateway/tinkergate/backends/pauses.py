@@ -24,12 +24,13 @@ class Pauses:
         self._well = self._loop.time()
         """When there was no trouble last."""
         self._billing_since: float | None = None
+        self._busy_since: float | None = None
         self._tries = 0
 
     def all_well(self) -> None:
         """The service gave an answer of use."""
         self._well = self._loop.time()
-        self._billing_since = None
+        self._billing_since = self._busy_since = None
         self._tries = 0
 
     async def trouble(self, asked: float | None = None, *, patience: float | None = None) -> bool:
@@ -45,6 +46,22 @@ class Pauses:
         self._tries += 1
         self._billing_since = None
         await asyncio.sleep(pause)
+        return True
+
+    async def busy(self, patience: float, asked: float | None = None) -> bool:
+        """The service is not ready yet, and says so: wait before the next try, for as long as it
+        has `asked` if it has, else longer each time. False, at once, if that would take more than
+        `patience` seconds in a row."""
+        pause = min(FIRST_PAUSE * 2.0**self._tries, LONGEST_PAUSE) if asked is None else asked
+        now = self._loop.time()
+        if self._busy_since is None:
+            self._busy_since = now
+        if now + pause - self._busy_since > patience:
+            return False
+        self._tries += 1
+        await asyncio.sleep(pause)
+        # To wait one's turn is no trouble.
+        self._well = self._loop.time()
         return True
 
     async def billing(self) -> bool:

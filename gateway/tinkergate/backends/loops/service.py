@@ -7,7 +7,6 @@ starting) is always sent again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -115,11 +114,9 @@ class Service:
         mean that the answer makes no sense and is as good as lost. `on_wait` is told, in words, why
         the service is waited for. Raises GatewayError."""
         pauses = self.pauses(call.patience)
-        began = asyncio.get_running_loop().time()
         arrived = False
         """Whether an earlier try may have arrived."""
         content = b"" if call.body is None else write_json(call.body)
-        waits = 0
         while True:
             asked: float | None = None
             try:
@@ -139,14 +136,10 @@ class Service:
                     problem = f"was answered {answer.status}"
                     limit = self._wait_limit(call, answer, asked)
                     if limit is not None:
-                        pause = asked if asked is not None else min(0.5 * 2.0**waits, 10.0)
-                        waits += 1
-                        if asyncio.get_running_loop().time() + pause - began > limit:
-                            raise self._final(call, answer, arrived)
                         if on_wait is not None:
                             on_wait(f"{call.operation} {problem}")
-                        await asyncio.sleep(pause)
-                        pauses.all_well()
+                        if not await pauses.busy(limit, asked):
+                            raise self._final(call, answer, arrived)
                         continue
                     if marked_final(answer) or answer.status not in call.manners.again:
                         raise self._final(call, answer, arrived)

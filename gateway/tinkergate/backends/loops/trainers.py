@@ -32,8 +32,10 @@ STATUS_TIMEOUT = 30.0
 STARTING_TIME = 60.0
 """For how long 400 and 404 mean that a trainer is still starting, once its health was seen, in
 seconds; until it has accepted its first operation."""
+MAKE_TRIES = 3
+"""How often a trainer is asked for."""
 FIND_TRIES = 5
-"""How often is looked for a trainer whose making was not answered."""
+"""How often is looked for one whose making was not answered."""
 WARN_AFTER = 5
 """After how many failed pings in a row the log says so."""
 
@@ -188,28 +190,30 @@ class Trainers:
         return trainer
 
     async def _made(self, call: Call, name: str) -> Run:
-        """Have a trainer made. One whose making was not answered is looked for, by its name, and
-        never asked for again: it costs money."""
-        try:
-            return await self._service.call(
-                call, lambda answer: run_from_json(body_of(answer).fields("run"))
-            )
-        except GatewayError as error:
-            if error.kind is not Kind.OUTCOME_UNKNOWN:
-                raise
-            run = await self._find(name)
-            if run is None:
-                raise
-            return run
+        """Have a trainer made. It costs money, so one whose making was not answered is looked for,
+        by its name, and asked for again only if there is none for a while."""
+        for left in reversed(range(MAKE_TRIES)):
+            try:
+                return await self._service.call(
+                    call, lambda answer: run_from_json(body_of(answer).fields("run"))
+                )
+            except GatewayError as error:
+                if error.kind is not Kind.OUTCOME_UNKNOWN:
+                    raise
+                try:
+                    run = await self._find(name)
+                except GatewayError as unfound:
+                    self._service.note("looking for a trainer", unfound)
+                    raise error from None
+                if run is not None:
+                    return run
+                if not left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     async def _find(self, name: str) -> Run | None:
         for left in reversed(range(FIND_TRIES)):
-            try:
-                runs = await self._control.runs()
-            except GatewayError as error:
-                self._service.note("looking for a trainer", error)
-                return None
-            for run in runs:
+            for run in await self._control.runs():
                 if run.name == name:
                     return run
             if left:
