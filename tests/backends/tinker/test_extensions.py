@@ -166,11 +166,14 @@ async def _read(backend: TinkerBackend, path: str, name: str, offset: int = 0) -
     return b"".join(parts)
 
 
-@pytest.mark.parametrize("kind", ["weights", "external_weights"])
+@pytest.mark.parametrize(
+    ("dialect", "kind"),
+    [("tinker", "weights"), ("tinker", "external_weights"), ("mint", "weights")],
+)
 async def test_files_of_a_checkpoint_are_those_of_the_service(
-    kind: str, start_upstream: StartUpstream, tmp_path: Any
+    dialect: str, kind: str, start_upstream: StartUpstream, tmp_path: Any
 ) -> None:
-    upstream = await start_upstream("tinker")
+    upstream = await start_upstream(dialect)
     far = upstream.backend(scratch_dir=tmp_path / "scratch" / "far")
     await far.start()
     await make(far)
@@ -239,8 +242,8 @@ async def test_what_a_dialect_does_not_have_is_refused(upstream: Upstream) -> No
     assert (can.max_lora_rank, can.pipeline_depth) == ((64, 1) if mint else (0, 16))
     for flag in ("reverse_kl", "checkpoint_interpolation", "rollout_correction", "vla"):
         assert getattr(can, flag) == mint
-    for flag in ("external_weights", "checkpoint_files"):
-        assert getattr(can, flag) != mint
+    assert can.external_weights != mint
+    assert can.checkpoint_files
     assert {loss.name for loss in can.losses} >= {"cross_entropy", "ppo", "cispo", "dro"}
     with pytest.raises(GatewayError, match="importing") as raised:
         await far.import_checkpoint(Checkpoint(), {})

@@ -119,16 +119,13 @@ def program() -> None:
 
 def tell_files(model: Any, rest: Any, state: str) -> None:
     """The files of a checkpoint, as each version gets at them."""
-    if ARGUMENTS.get("is_mint"):
-        if VERSION < (0, 38):
-            call = lambda: rest.get_checkpoint_archive_url_from_tinker_path(state)  # noqa: E731
-        else:
-            call = lambda: model.save_weights_external("outside")  # noqa: E731
-        tell("no files", failure=failure(call))
-        return
     if VERSION < (0, 38):
         answer = rest.get_checkpoint_archive_url_from_tinker_path(state).result()
         tell("archive", files=files_of_archive(download(answer.url)), expires=str(answer.expires))
+        return
+    if ARGUMENTS.get("is_mint"):
+        # This version asks for the files of external weights alone.
+        tell("no external", failure=failure(lambda: model.save_weights_external("outside")))
         return
     path = model.save_weights_external("outside").result().path
     urls = rest.get_external_weights_urls(path).result()

@@ -44,7 +44,7 @@ def capabilities(settings: TinkerSettings) -> BackendCapabilities:
         rollout_correction=mint,
         vla=mint,
         external_weights=not mint,
-        checkpoint_files=not mint,
+        checkpoint_files=True,
     )
 
 

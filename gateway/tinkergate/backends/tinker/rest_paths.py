@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_PATH = re.compile(r"tinker://([\w.:-]+)/(\w+/[\w.-]+)", re.ASCII)
+_PATH = re.compile(r"(?:tinker|mint)://([\w.:-]+)/(\w+/[\w.-]+)", re.ASCII)
 
 
 class RestPath(NamedTuple):
