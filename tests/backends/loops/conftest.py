@@ -12,12 +12,22 @@ from faulty_proxy import FaultyProxy
 from local_backend import make_backend
 from loops_upstream import KEY, Capacity, LoopsUpstream, StartLoops
 
+from tinkergate.backends import pauses
 from tinkergate.backends.local.backend import LocalBackend
+from tinkergate.backends.loops import operations
 from tinkergate.backends.loops.backend import LoopsBackend
 from tinkergate.core.gateway import Gateway
 from tinkergate.ingress.http.door import HttpDoor
 from tinkergate.ingress.http.settings import HttpSettings
 from tinkergate.store import Store
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is ever waited for for longer than it takes."""
+    monkeypatch.setattr(pauses, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(pauses, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(operations, "SHORT_POLL", 0.0)
 
 
 @pytest.fixture
