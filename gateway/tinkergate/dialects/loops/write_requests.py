@@ -18,7 +18,7 @@ from tinkergate.dialects.loops.tensors_json import array_to_json, tensor_to_json
 from tinkergate.dialects.tinker.json_text import write_json
 from tinkergate.dialects.tinker.write_requests import ADAM_DEFAULTS
 from tinkergate.errors import ErrorReason, GatewayError, Kind, invalid_field
-from tinkergate.tensors import array_from_tensor, tokens_from_bytes
+from tinkergate.tensors import tokens_from_bytes
 from tinkergate.v1 import Chunk, Datum, OptimStepRequest, SampleRequest, SamplingParams
 
 MAX_BODY = 24 << 20
@@ -51,9 +51,10 @@ def parts_of(data: Sequence[Datum], max_body: int = MAX_BODY) -> list[Part]:
     limit = max_body - _ENVELOPE
     parts: list[Part] = []
     texts: list[bytes] = []
-    size, width = 0, ()
+    size = 0
+    width: tuple[int, ...] = ()
     for index, datum in enumerate(data):
-        targets = array_from_tensor(datum.loss_fn_inputs[TARGETS], fill=0)
+        extents = tuple(datum.loss_fn_inputs[TARGETS].shape)[1:]
         text = write_json(datum_json(datum, f"data[{index}]"))
         if len(text) + 2 > limit:
             raise GatewayError(
@@ -61,12 +62,12 @@ def parts_of(data: Sequence[Datum], max_body: int = MAX_BODY) -> list[Part]:
                 ErrorReason.ERROR_REASON_TOO_LARGE,
                 f"data[{index}]: takes {len(text)} bytes of JSON; Loops takes {limit} in one body",
             )
-        if texts and (size + len(text) + 1 > limit or targets.shape[1:] != width):
+        if texts and (size + len(text) + 1 > limit or extents != width):
             parts.append(_part(texts))
             texts, size = [], 0
         texts.append(text)
         size += len(text) + 1
-        width = targets.shape[1:]
+        width = extents
     if texts:
         parts.append(_part(texts))
     return parts
