@@ -12,7 +12,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-fast lint types format proto proto-check proto-baseline \
-	interop-tinker interop-loops bench bench-dialect bench-kernels chaos compatibility kernels-aot \
+	interop-tinker interop-loops bench bench-dialect bench-kernels parity chaos compatibility kernels-aot \
 	requirements clean
 
 help: ## List the targets
@@ -79,11 +79,15 @@ bench: setup ## Measure the gateway's hop and the engine, against plain counterp
 	PYTHONPATH=tests/fixtures $(BIN)/python tests/bench/engine.py
 
 bench-kernels: setup ## Measure the kernels' CPU path on the default model, against the rivals
-	$(BIN)/python tests/bench/head.py
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/bench/head.py
 
 bench-dialect: setup ## Measure the way to a Tinker-dialect service, against the official SDK
 	$(BIN)/python scripts/interop_environments.py tinker-0.38.0
 	PYTHONPATH=tests/fixtures $(BIN)/python tests/bench/dialect.py
+
+parity: setup ## Run one program over every backend from every door, and compare the losses
+	$(BIN)/python scripts/interop_environments.py tinker-0.38.0 baseten-loops-0.32.0
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/parity/run.py
 
 chaos: setup ## Mistreat every request between two gateways, and compare the weights
 	PYTHONPATH=tests/fixtures $(BIN)/python tests/chaos/run.py --dialect tinker
