@@ -17,6 +17,7 @@ from cutting_proxy import CuttingProxy
 from stored_checkpoint import sha256_of, stored_folder, write_checkpoint
 from tests.conftest import GatewayProcess
 
+from tinkergate.ingress.loops_rest.ids import checkpoint_id
 from tinkergate_client import (
     Client,
     Downloaded,
@@ -115,9 +116,7 @@ def test_the_files_are_those_of_the_checkpoint(
     assert (done[0], done[-1]) == (0, total)
 
 
-def test_the_archive_is_the_same_over_grpc_and_http(
-    client: Client, house: House, tmp_path: Path
-) -> None:
+def test_every_door_gives_the_same_bytes(client: Client, house: House, tmp_path: Path) -> None:
     got = client.checkpoints.download_archive(house.path, tmp_path / "new" / "a.tar.gz")
     assert (got.name, got.path) == ("", tmp_path / "new" / "a.tar.gz")
     assert got.verified
@@ -142,6 +141,18 @@ def test_the_archive_is_the_same_over_grpc_and_http(
             follow_redirects=True,
         )
         assert answer.content == data
+        loops = f"http://{house.gateway.http_address}/v1/loops/checkpoints"
+        known = f"{loops}/{checkpoint_id(house.path)}"
+        assert (
+            stranger.get(stranger.get(f"{known}/archive").json()["archive"]["url"]).content == data
+        )
+        told, page = {}, 0
+        while page is not None:
+            answer = stranger.get(f"{known}/files", params={"page_size": 2, "page_token": page})
+            page = answer.json()["next_page_token"]
+            for file in answer.json()["presigned_urls"]:
+                told[file["relative_file_name"]] = stranger.get(file["url"]).content
+        assert told == house.contents()
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
         assert tar.getnames() == [*sorted(NAMES), "checkpoint_complete"]
 

@@ -30,6 +30,7 @@ def routes(context: Context) -> list[Route]:
         Route(f"{base}/validate", checkpoints.validate, methods=["POST"]),
         Route(f"{base}/{{id}}/source", checkpoints.source, methods=["GET"]),
         Route(f"{base}/{{id}}/files", checkpoints.files, methods=["GET"]),
+        Route(f"{base}/{{id}}/archive", checkpoints.archive, methods=["GET"]),
     ]
 
 
@@ -112,6 +113,20 @@ class _Checkpoints:
             },
             headers={"cache-control": "no-store"},
         )
+
+    async def archive(self, request: Request) -> Response:
+        """A link to all files in one archive. Loops has no such thing (wire section 13); who knows
+        of it need not ask for pages."""
+        checkpoint = await self._checkpoint(request)
+        content = await self._context.gateway.checkpoint_files.archive(checkpoint.path)
+        link = self._context.downloads.archive_link(self._context.link_base(request), checkpoint)
+        told = {
+            "url": link.url,
+            "expires": link.expires.isoformat(),
+            "size_bytes": content.size,
+            "etag": content.etag,
+        }
+        return json_response({"archive": told}, headers={"cache-control": "no-store"})
 
     async def _checkpoint(self, request: Request) -> Checkpoint:
         wanted = request.path_params["id"]
