@@ -14,12 +14,14 @@ from tinkergate.v1 import (
     ErrorReason,
     FinishSessionRequest,
     GetModelRequest,
+    GetOperationRequest,
     ListModelsRequest,
     LoraConfig,
     ModelState,
     OperationKind,
     OperationState,
     OptimizerConfig,
+    QueueState,
     SaveStateRequest,
     SaveWeightsForSamplerRequest,
     UnloadModelRequest,
@@ -94,6 +96,37 @@ async def test_training_may_be_submitted_while_the_model_is_being_made(
     for operation in early:
         assert (await house.wait(operation)).state == OperationState.OPERATION_STATE_SUCCEEDED
     assert house.backend.accounts[created.model_id].gradient == 4.0
+
+
+async def test_the_making_of_a_model_tells_why_it_waits(house: Any) -> None:
+    house.backend.create_gate.clear()
+    request = CreateModelRequest(session_id=await house.session(), base_model=BASE)
+    created = await house.gateway.models.create(request)
+    get = house.gateway.operations.get
+    told = (await get(GetOperationRequest(name=created.name))).operation
+    assert (told.queue_state, told.queue_state_reason) == (QueueState.QUEUE_STATE_ACTIVE, "")
+    await asyncio.sleep(0)
+    spec = house.backend.specs[created.model_id]
+    spec.on_state(QueueState.QUEUE_STATE_PAUSED_CAPACITY, "trainer r is DEPLOYING")
+    told = (await get(GetOperationRequest(name=created.name))).operation
+    assert told.queue_state == QueueState.QUEUE_STATE_PAUSED_CAPACITY
+    assert told.queue_state_reason == "trainer r is DEPLOYING"
+    house.backend.create_gate.set()
+    done = await house.wait(created)
+    assert done.state == OperationState.OPERATION_STATE_SUCCEEDED
+    assert done.queue_state_reason == ""
+
+
+@pytest.mark.parametrize("exact", [False, True])
+async def test_whether_another_adapter_will_do_is_the_callers_to_say(
+    house: Any, exact: bool
+) -> None:
+    request = CreateModelRequest(
+        session_id=await house.session(), base_model=BASE, exact_adapter=exact
+    )
+    created = await house.gateway.models.create(request)
+    await house.wait(created)
+    assert house.backend.specs[created.model_id].exact_adapter is exact
 
 
 async def test_a_model_that_cannot_be_made_fails_what_waits_for_it(house: Any, make: Any) -> None:

@@ -1,5 +1,5 @@
-"""One gateway in front of others: its backends "tinker" and "mint" are gateway processes of their
-own, and its embedded engine works beside them."""
+"""One gateway in front of others: its backends "tinker", "mint" and "loops" are gateway processes
+of their own, and its embedded engine works beside them."""
 
 from __future__ import annotations
 
@@ -74,6 +74,62 @@ def test_the_same_program_on_three_backends_interleaved(front: Any) -> None:
         # A base model goes to the backend that its name belongs to, too.
         plain = [client.score([TOKENS], base_model=name)[0].logprobs[1:].tolist() for name in names]
         assert plain[0] == plain[1] == plain[2] != scored["here"]
+
+
+@pytest.mark.parametrize("capacity", ["serverless", "dedicated"])
+def test_the_same_program_on_loops(
+    capacity: str, start_gateway: Any, tmp_path: Path, micro_model_dir: Path
+) -> None:
+    alias = ("--alias", f"base={micro_model_dir}")
+    loops = start_gateway("--http", "127.0.0.1:0", "--loops-capacity", capacity, *alias)
+    file = tmp_path / "gateway.toml"
+    file.write_text(
+        """
+        [models.here]
+        backend = "local"
+        name = "micro"
+        [models."labs/far"]
+        backend = "loops"
+        name = "base"
+        """
+    )
+    environment = {
+        "BASETEN_API_KEY": "any",
+        "LOOPS_BASE_URL": f"http://{loops.http_address}",
+    }
+    front = start_gateway("--config", str(file), environment=environment)
+    names = ("here", "labs/far")
+    with connect(front.address) as client, client.create_session() as session:
+        told = {each.name: each.unavailable for each in client.capabilities().backends}
+        assert told == {"local": "", "loops": ""}, front.log()
+        trained, drawn, scored, adapters = {}, {}, {}, {}
+        for name in names:
+            model = session.create_model(
+                name, rank=4, seed=1, train_unembed=False, exact_adapter=True
+            )
+            losses = []
+            for _ in range(3):
+                losses.append(model.forward_backward(DATA))
+                model.optim_step(learning_rate=1e-2)
+            half = model.save_state("half").result()
+            resumed = session.create_model_from_checkpoint(half, with_optimizer=True)
+            for _ in range(2):
+                losses.append(resumed.forward_backward(DATA))
+                resumed.optim_step(learning_rate=1e-2)
+            trained[name] = [each.result().loss for each in losses]
+            sampler = resumed.save_weights_for_sampler().result()
+            sampled = sampler.sample(TOKENS[:3], max_tokens=8, temperature=0.0)
+            drawn[name] = [list(each.tokens) for each in sampled.sequences]
+            scored[name] = sampler.score([TOKENS])[0].logprobs[1:].tolist()
+            saved = resumed.save_weights_for_sampler("end").result()
+            folder = tmp_path / name.replace("/", "-")
+            client.checkpoints.download(saved.model_path, folder)
+            adapters[name] = (folder / "adapter_model.safetensors").read_bytes()
+        assert trained["labs/far"] == pytest.approx(trained["here"], rel=1e-6)
+        assert trained["here"][0] > trained["here"][4]
+        assert drawn["labs/far"] == drawn["here"]
+        assert scored["labs/far"] == pytest.approx(scored["here"], rel=1e-6)
+        assert adapters["labs/far"] == adapters["here"]
 
 
 def test_a_service_that_comes_later_is_taken_up(

@@ -60,6 +60,7 @@ class Session:
         backend: str = "",
         user_metadata: Mapping[str, str] | None = None,
         rollout_correction: v1.RolloutCorrection | None = None,
+        exact_adapter: bool = False,
     ) -> TrainingModel:
         """Make a LoRA adapter on a base model, and wait until it is ready.
 
@@ -74,6 +75,8 @@ class Session:
             user_metadata: Your own notes.
             rollout_correction: What the importance_sampling loss does with sequences that trainer
                 and sampler disagree on; nothing if None.
+            exact_adapter: Refuse a backend that would train other parts, rather than have it told
+                in the model's notes.
 
         Raises TinkergateError.
         """
@@ -91,6 +94,7 @@ class Session:
             backend=backend,
             user_metadata=dict(user_metadata or {}),
             rollout_correction=rollout_correction,
+            exact_adapter=exact_adapter,
         )
         return self._create(request)
 
