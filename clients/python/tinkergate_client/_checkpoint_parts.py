@@ -9,7 +9,7 @@ import os
 import sys
 import zlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 
@@ -19,6 +19,16 @@ from tinkergate_client._errors import TinkergateError
 NOTE_BYTES: Final = 64 << 20
 """How much is read until the note is written anew: what a killed program loses at most."""
 _PIECE: Final = 1 << 20
+
+
+class _SoFar(NamedTuple):
+    """What was taken in, in one piece: an interrupt may come between any two steps, and the note
+    that is written then must not tell a part of one and a part of another."""
+
+    offset: int
+    digest: hashlib._Hash
+    """SHA-256, never changed."""
+    checksum: int | None
 
 
 class Part:
@@ -37,12 +47,8 @@ class Part:
         self.note = data.with_name(f"{data.name}.json")
         self.etag = ""
         """Of what is being read; empty before it is known."""
-        self.offset = 0
-        """How much is there."""
         self.size: int | None = None
         """How much it will be; None before it is known."""
-        self.checksum: int | None = None
-        """The CRC-32 of what an archive unpacks to so far."""
         self.is_resumed = False
         """Whether what is there is an earlier run's, and nobody has said yet that it goes on."""
         self._is_archive = is_archive
@@ -69,6 +75,16 @@ class Part:
             self._file.close()
 
     @property
+    def offset(self) -> int:
+        """How much is there."""
+        return self._so_far.offset
+
+    @property
+    def checksum(self) -> int | None:
+        """The CRC-32 of what an archive unpacks to so far."""
+        return self._so_far.checksum
+
+    @property
     def is_whole(self) -> bool:
         """Whether everything is there."""
         return self.size == self.offset
@@ -86,9 +102,7 @@ class Part:
         view = memoryview(data)
         while view:
             view = view[self._file.write(view) :]
-        self._add(data)
-        self.offset += len(data)
-        self.checksum = checksum
+        self._so_far = self._with(data, checksum)
         if self.offset - self._noted >= NOTE_BYTES:
             self._write_note()
 
@@ -96,7 +110,7 @@ class Part:
         """Throw away what is there."""
         self._file.seek(0)
         self._file.truncate()
-        self.etag, self.offset, self.size, self.checksum = "", 0, None, None
+        self.etag, self.size = "", None
         self.is_resumed = False
         self._begin_sums()
         self._write_note()
@@ -105,7 +119,7 @@ class Part:
         """Check the whole, and see that it stays. Answers the SHA-256 in hexadecimal, and whether
         it is known to be right: by what the backend says, or by an archive's own checksum. Raises
         TinkergateError (CHECKSUM_MISMATCH), and then has thrown it away."""
-        right = not self._expected or self._digest.digest() == self._expected
+        right = not self._expected or self._so_far.digest.digest() == self._expected
         if self._is_archive:
             right = right and self._unpacker.eof and not self._unpacker.unused_data
         if not right:
@@ -113,7 +127,7 @@ class Part:
             raise _damaged(self.data)
         os.fsync(self._file.fileno())
         self._verified = self._is_archive or bool(self._expected)
-        return self._digest.hexdigest(), self._verified
+        return self._so_far.digest.hexdigest(), self._verified
 
     def put(self, target: Path) -> None:
         """Make what is there the file `target`, in the place of one that is there."""
@@ -137,44 +151,48 @@ class Part:
         left = offset
         try:
             while left and (piece := self._file.read(min(left, _PIECE))):
-                self._add(piece)
+                self._so_far = self._with(piece, crc32)
                 left -= len(piece)
         except TinkergateError:
             left = -1
-        if left or self._digest.hexdigest() != noted.get("sha256"):
+        if left or self._so_far.digest.hexdigest() != noted.get("sha256"):
             self.restart()
             return
         self._file.truncate(offset)
-        self.etag, self.offset, self.size, self.checksum = etag, offset, size, crc32
+        self.etag, self.size = etag, size
         self.is_resumed = True
         self._noted = offset
 
     def _begin_sums(self) -> None:
-        self._digest = hashlib.sha256()
+        self._so_far = _SoFar(0, hashlib.sha256(), None)
         self._unpacker = zlib.decompressobj(wbits=31)
 
-    def _add(self, data: bytes) -> None:
-        self._digest.update(data)
+    def _with(self, data: bytes, checksum: int | None) -> _SoFar:
+        """What there is with some more bytes, which are checked as far as they can be."""
+        digest = self._so_far.digest.copy()
+        digest.update(data)
         if self._is_archive:
             try:
                 self._unpacker.decompress(data)
             except zlib.error:
                 self.restart()
                 raise _damaged(self.data) from None
+        return _SoFar(self._so_far.offset + len(data), digest, checksum)
 
     def _write_note(self) -> None:
+        so_far = self._so_far
         told: dict[str, Any] = {
             "etag": self.etag,
             "size": self.size,
-            "offset": self.offset,
-            "sha256": self._digest.hexdigest(),
-            "crc32": self.checksum,
+            "offset": so_far.offset,
+            "sha256": so_far.digest.hexdigest(),
+            "crc32": so_far.checksum,
             "verified": self._verified,
         }
         fresh = self.note.with_name(f"{self.note.name}.new")
         fresh.write_text(json.dumps(told))
         fresh.replace(self.note)
-        self._noted = self.offset
+        self._noted = so_far.offset
 
 
 def read_note(note: Path) -> dict[str, Any]:
