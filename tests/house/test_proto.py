@@ -61,7 +61,7 @@ def test_code_that_was_edited_is_noticed_and_mended(copy: Path) -> None:
 
 def test_a_contract_that_grew_is_noticed_and_generated(copy: Path) -> None:
     grown = "  // The canonical path of the checkpoint that was loaded.\n  string path = 1;\n"
-    more = "  // How many steps it has taken.\n  int64 steps = 2;\n"
+    more = "  // How many steps it has taken.\n  int64 steps = 100;\n"
     replace(copy / OPERATION, grown, grown + more)
     assert generate(copy, "--check").returncode == 1
     assert generate(copy).returncode == 0
