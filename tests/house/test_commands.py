@@ -80,6 +80,18 @@ def test_the_readme_tells_the_two_commands(root: Path) -> None:
     assert "make test" in code
 
 
+def test_what_make_test_leaves_to_people_is_told(root: Path, targets: dict[str, str]) -> None:
+    """A target that is no part of `make test` and that nobody hears of is never run."""
+    pages = (root / "README.md", root / "CONTRIBUTING.md")
+    named = set(
+        re.findall(r"\bmake ([a-z][a-z-]*)", code_of("".join(p.read_text() for p in pages)))
+    )
+    long_ones = {name for name in targets if name.startswith("bench")}
+    long_ones |= {"chaos", "compatibility", "interop-tinker", "kernels-aot"}
+    assert long_ones <= targets.keys()
+    assert sorted(long_ones - named) == []
+
+
 def test_make_test_runs_every_check(root: Path) -> None:
     """A dry run lists the commands: all checks of the house, then all tests."""
     commands = make(root, "-n", "test")
