@@ -40,15 +40,8 @@ class LoopsModel:
     optimizer_config: OptimizerConfig
     trainer: Trainer
     lora_config: LoraConfig
-    optimizer_steps: int = 0
-    doubt: str = ""
-    """Why nobody knows what it has gone through; empty if that is known."""
     running: set[asyncio.Future[Any]] = field(default_factory=set)
     """Operations that the service has accepted and that are not done."""
-
-    def doubted(self, why: str) -> None:
-        """Nobody knows any more what it has gone through."""
-        self.doubt = self.doubt or why
 
 
 class UpstreamModels:
@@ -89,19 +82,16 @@ class UpstreamModels:
             trainer = await self._trainers.make(
                 spec.model_id, spec.base_model, config.rank, spec.on_state, seed=config.seed
             )
-            steps = 0
             try:
                 await self._init(trainer, config.rank)
             except BaseException:
                 self._trainers.release(trainer)
                 raise
         else:
-            trainer, config, steps = await self._made_from(
+            trainer, config = await self._made_from(
                 spec.model_id, spec.base_model, spec.checkpoint, spec.on_state
             )
-        model = LoopsModel(
-            spec.model_id, spec.base_model, spec.optimizer_config, trainer, config, steps
-        )
+        model = LoopsModel(spec.model_id, spec.base_model, spec.optimizer_config, trainer, config)
         self._models[spec.model_id] = model
         return ModelFacts(
             lora_config=config,
@@ -109,7 +99,7 @@ class UpstreamModels:
             arch="",
             vocab_size=0,
             max_context_length=max_context_length,
-            optimizer_steps=steps,
+            optimizer_steps=trainer.optimizer_steps,
             notes=notes,
         )
 
@@ -169,8 +159,8 @@ class UpstreamModels:
 
     async def _made_from(
         self, model_id: str, base_model: str, source: CheckpointSource, on_state: OnQueueState
-    ) -> tuple[Trainer, LoraConfig, int]:
-        """A trainer with a checkpoint, its adapter, and the steps that it has taken."""
+    ) -> tuple[Trainer, LoraConfig]:
+        """A trainer with a checkpoint, and its adapter."""
         known = self._checkpoints.find(source.path)
         stored = await self._control.checkpoint(known.upstream_path)
         config = LoraConfig(alpha=CANON_ALPHA, **_coverage(base_model))
@@ -193,17 +183,15 @@ class UpstreamModels:
         except BaseException:
             self._trainers.release(trainer)
             raise
-        trainer.loaded()
-        return trainer, config, step if source.with_optimizer else 0
+        trainer.loaded(step if source.with_optimizer else 0)
+        return trainer, config
 
     async def remake(self, model: LoopsModel, source: CheckpointSource) -> None:
         """Give a model a fresh trainer with a checkpoint. The old one takes nothing any more, and
         is stopped."""
         old = model.trainer
-        trainer, _, steps = await self._made_from(
-            model.model_id, model.base_model, source, _unwatched
-        )
-        model.trainer, model.optimizer_steps, model.doubt = trainer, steps, ""
+        trainer, _ = await self._made_from(model.model_id, model.base_model, source, _unwatched)
+        model.trainer = trainer
         self._trainers.release(old)
 
     async def unload(self, model_id: str) -> None:

@@ -20,7 +20,6 @@ from tinkergate.backends.errands import Errands
 from tinkergate.backends.failures import failure, unreachable
 from tinkergate.backends.known_checkpoints import KnownCheckpoints
 from tinkergate.backends.loops.control import Control
-from tinkergate.backends.loops.models import LoopsModel
 from tinkergate.backends.loops.service import Call, Effect, Service, body_of
 from tinkergate.backends.loops.trainers import (
     STARTING_TIME,
@@ -139,11 +138,10 @@ class UpstreamSamplers:
             call, lambda answer: sampler_from_json(body_of(answer).fields("sampler"))
         )
 
-    async def adopt(self, model: LoopsModel, number: int, upstream_path: str, version: int) -> None:
-        """A model's weights were saved without a name, as a checkpoint of that path and version:
+    async def adopt(self, trainer: Trainer, number: int, upstream_path: str, version: int) -> None:
+        """A trainer's weights were saved without a name, as a checkpoint of that path and version:
         they become a sampler."""
-        trainer = model.trainer
-        session = model.model_id.rsplit(":", 2)[0]
+        session = trainer.model_id.rsplit(":", 2)[0]
         sampler_id = f"{session}:sample:{number}"
         facts = await self.paired(trainer)
         made = LoopsSampler(
@@ -164,7 +162,7 @@ class UpstreamSamplers:
             if version:
                 made.headers["x-min-policy-version"] = str(version)
         else:
-            made = await self._apart(session, model.base_model, upstream_path, sampler_id)
+            made = await self._apart(session, trainer.run.base_model, upstream_path, sampler_id)
             made.trainer = trainer
         self._trainers.use(trainer)
         self._samplers[sampler_id] = made

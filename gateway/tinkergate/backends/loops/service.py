@@ -176,9 +176,13 @@ class Service:
     def _final(self, call: Call, answer: Answer, arrived: bool) -> GatewayError:
         """The error of an answer that is the last one."""
         error = status_error(self.name, call.operation, answer)
+        # Whoever answers 5xx, or stands before the service, may do so after the work was done.
+        arrived = arrived or (answer.status >= 500 and answer.status != 501)
         if arrived and call.effect is not Effect.NONE:
             # This answer says nothing about the try before it, or is no answer of the service.
-            return outcome_unknown(self.name, call.operation, str(error), look=call.look)
+            unknown = outcome_unknown(self.name, call.operation, str(error), look=call.look)
+            unknown.metadata = {**error.metadata, **unknown.metadata}
+            return unknown
         return error
 
     def pauses(self, patience: float | None = None) -> Pauses:

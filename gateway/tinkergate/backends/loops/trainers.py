@@ -50,6 +50,10 @@ class Trainer:
     next_seq: int = 1
     ready: bool = False
     """Whether it has accepted an operation."""
+    optimizer_steps: int = 0
+    """Steps that it has taken, those of the checkpoint that it went on from included."""
+    doubt: str = ""
+    """Why nobody knows what it has gone through; empty if that is known."""
     fresh: bool = True
     """Whether its adapter began as a new one; then version 0 is the base model itself."""
     published: int = 0
@@ -77,9 +81,14 @@ class Trainer:
         """What says whose its requests are."""
         return {"x-run-id": self.run.run_id}
 
-    def loaded(self) -> None:
-        """Its weights are those of a checkpoint."""
+    def doubted(self, why: str) -> None:
+        """Nobody knows any more what it has gone through."""
+        self.doubt = self.doubt or why
+
+    def loaded(self, optimizer_steps: int) -> None:
+        """Its weights are those of a checkpoint after so many steps."""
         self.fresh, self.moved = False, True
+        self.optimizer_steps = optimizer_steps
 
     def publish(self, version: int) -> bool:
         """Weights were published as a version. Whether the paired sampler can be told to serve

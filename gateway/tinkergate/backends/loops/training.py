@@ -31,6 +31,7 @@ from tinkergate.backends.loops.models import LoopsModel, UpstreamModels
 from tinkergate.backends.loops.operations import Accepted, OperationLost, Operations, accepted
 from tinkergate.backends.loops.samplers import UpstreamSamplers
 from tinkergate.backends.loops.service import Effect, Service
+from tinkergate.backends.loops.trainers import Trainer
 from tinkergate.backends.loops.training_operations import (
     LOOK,
     LoopsOperation,
@@ -52,6 +53,8 @@ from tinkergate.v1 import (
 )
 
 SaveRequest = SaveStateRequest | SaveWeightsForSamplerRequest
+_GONE = frozenset({Kind.OUTCOME_UNKNOWN, Kind.NOT_FOUND, Kind.UNAVAILABLE})
+"""What a load fails with that a fresh trainer may be spared."""
 MAX_NAME = 128
 """The most characters of a checkpoint's name."""
 
@@ -95,8 +98,8 @@ class Training:
         progress = _Progress(on_start)
         if isinstance(request, LoadStateRequest):
             return await self._load(model, request, progress)
-        if model.doubt:
-            raise self._in_doubt(model)
+        if model.trainer.doubt:
+            raise self._in_doubt(model.trainer)
         if isinstance(request, ForwardRequest | ForwardBackwardRequest):
             self._check_normalization(model, request)
             if request.loss_fn in self._emulated:
@@ -155,28 +158,27 @@ class Training:
     ) -> Submission:
         name = self._save_name(request) if isinstance(request, SaveRequest) else ""
         operation = await loops_operation(request, self._service.name, self._checkpoints, name)
-        works = await self._post(model, operation)
         trainer = model.trainer
+        works = await self._post(trainer, operation)
         if isinstance(request, OptimStepRequest | LoadStateRequest):
             trainer.gradients = Counter()
         elif operation.per_token is not None:
             trainer.gradients[operation.per_token] += 1
-        result = self._follow(model, request, operation, works, progress)
+        result = self._follow(model, trainer, request, operation, works, progress)
         task = asyncio.get_running_loop().create_task(result)
         model.running.add(task)
         task.add_done_callback(model.running.discard)
         return Submission(task)
 
-    async def _post(self, model: LoopsModel, operation: LoopsOperation) -> list[Accepted]:
+    async def _post(self, trainer: Trainer, operation: LoopsOperation) -> list[Accepted]:
         """Have the service accept all parts of an operation."""
-        trainer = model.trainer
         harmless = operation.route == "forward"
         works: list[Accepted] = []
-        for body in operation.bodies:
+        while operation.bodies:
             call = trainer.call(
                 operation.route,
-                f"{operation.route} of model {model.model_id}",
-                body,
+                f"{operation.route} of model {trainer.model_id}",
+                operation.bodies.pop(0),
                 within=self._service.settings.submit_timeout,
                 look=operation.look,
             )
@@ -188,38 +190,38 @@ class Training:
                 if error.kind is Kind.UNAVAILABLE and "upstream_status" not in error.metadata:
                     # It surely never arrived, so the service would wait for its number.
                     trainer.next_seq -= 1
-                raise self._not_accepted(model, operation, error, len(works)) from None
+                raise self._not_accepted(trainer, operation, error, len(works)) from None
             except asyncio.CancelledError:
                 if operation.changes_model:
-                    model.doubted(f"{call.operation} was interrupted while it was being sent")
+                    trainer.doubted(f"{call.operation} was interrupted while it was being sent")
                 raise
             trainer.ready = True
             works.append(work)
         return works
 
     def _not_accepted(
-        self, model: LoopsModel, operation: LoopsOperation, error: GatewayError, before: int
+        self, trainer: Trainer, operation: LoopsOperation, error: GatewayError, before: int
     ) -> GatewayError:
         """A part of an operation was not accepted, after so many that were."""
         if error.metadata.get("upstream_status") == "503":
             # The trainer is being shut down, and what comes back is not this one.
-            model.doubted(str(error))
+            trainer.doubted(str(error))
         if not operation.changes_model:
             return error
         if before:
-            error = self._torn(model, operation, error)
+            error = self._torn(trainer, operation, error)
         if error.kind is Kind.OUTCOME_UNKNOWN:
-            model.doubted(str(error))
+            trainer.doubted(str(error))
         return error
 
     def _torn(
-        self, model: LoopsModel, operation: LoopsOperation, error: GatewayError
+        self, trainer: Trainer, operation: LoopsOperation, error: GatewayError
     ) -> GatewayError:
         """A batch of which a part was done and another was not."""
         return outcome_unknown(
             self._service.name,
-            f"{operation.route} of model {model.model_id}",
-            f"of its {len(operation.bodies)} parts one failed ({error})",
+            f"{operation.route} of model {trainer.model_id}",
+            f"of its {len(operation.readers)} parts one failed ({error})",
             error.metadata.get("upstream_request_id", ""),
             LOOK,
         )
@@ -227,13 +229,14 @@ class Training:
     async def _follow(
         self,
         model: LoopsModel,
+        trainer: Trainer,
         request: TrainingRequest,
         operation: LoopsOperation,
         works: list[Accepted],
         progress: _Progress,
     ) -> TrainingResult:
-        """Wait for the results of an accepted operation, and note what it changes."""
-        trainer = model.trainer
+        """Wait for the results of an accepted operation, and note what it changes in its trainer:
+        the model may have another one meanwhile."""
         gradients = trainer.gradients
         # All are waited for, failed or not: what goes on is not forgotten.
         outcomes = await asyncio.gather(
@@ -251,9 +254,9 @@ class Training:
             error = next((e for e in failed if e.kind is Kind.OUTCOME_UNKNOWN), failed[0])
             if operation.changes_model:
                 if len(failed) < len(outcomes):
-                    error = self._torn(model, operation, error)
+                    error = self._torn(trainer, operation, error)
                 if error.kind is Kind.OUTCOME_UNKNOWN:
-                    model.doubted(str(error))
+                    trainer.doubted(str(error))
                 elif operation.per_token is not None:
                     gradients[operation.per_token] -= 1
             raise error
@@ -262,16 +265,15 @@ class Training:
             result = await asyncio.to_thread(operation.joined, outcomes)
         except GatewayError as error:
             if operation.changes_model:
-                model.doubted(str(error))
+                trainer.doubted(str(error))
             raise
         if isinstance(request, SaveRequest):
-            return await self._saved(model, request, result)
+            return await self._saved(model, trainer, request, result)
         if isinstance(request, OptimStepRequest):
-            model.optimizer_steps += 1
+            trainer.optimizer_steps += 1
         elif isinstance(request, LoadStateRequest):
-            trainer.loaded()
-            model.optimizer_steps = result if request.with_optimizer else 0
-            return LoadedState(model.optimizer_steps)
+            trainer.loaded(result if request.with_optimizer else 0)
+            return LoadedState(trainer.optimizer_steps)
         typed: TrainingResult = result
         return typed
 
@@ -281,11 +283,11 @@ class Training:
         except OperationLost as lost:
             raise lost.error from None
 
-    def _in_doubt(self, model: LoopsModel) -> GatewayError:
+    def _in_doubt(self, trainer: Trainer) -> GatewayError:
         return GatewayError(
             Kind.PRECONDITION,
             ErrorReason.ERROR_REASON_MODEL_NOT_READY,
-            f"backend {self._service.name!r}: {LOOK}. It began with: {model.doubt}",
+            f"backend {self._service.name!r}: {LOOK}. It began with: {trainer.doubt}",
             backend=self._service.name,
         )
 
@@ -294,18 +296,19 @@ class Training:
     ) -> Submission:
         """LoadState: into the trainer as it stands, or into a fresh one where nobody knows what has
         become of that."""
-        if not model.doubt:
+        trainer = model.trainer
+        if not trainer.doubt:
             try:
                 return await self._accepted(model, request, progress)
             except GatewayError as error:
-                # The service does not know the trainer any more, or may load late what was sent.
-                if error.kind not in (Kind.OUTCOME_UNKNOWN, Kind.NOT_FOUND) and not model.doubt:
+                # The trainer is gone, or may load late what was sent.
+                if error.kind not in _GONE and not trainer.doubt:
                     raise
         source = CheckpointSource(path=request.path, with_optimizer=request.with_optimizer)
         await self._models.remake(model, source)
         progress.start()
         done: asyncio.Future[TrainingResult] = asyncio.get_running_loop().create_future()
-        done.set_result(LoadedState(model.optimizer_steps))
+        done.set_result(LoadedState(model.trainer.optimizer_steps))
         return Submission(done)
 
     def _save_name(self, request: SaveRequest) -> str:
@@ -318,12 +321,16 @@ class Training:
             return request.name[: MAX_NAME - len(suffix)] + suffix
         return request.name
 
-    async def _saved(self, model: LoopsModel, request: SaveRequest, saved: Saved) -> TrainingResult:
+    async def _saved(
+        self, model: LoopsModel, trainer: Trainer, request: SaveRequest, saved: Saved
+    ) -> TrainingResult:
         training = isinstance(request, SaveStateRequest)
-        upstream_path = _upstream_path(model, "trainer" if training else "sampler", saved)
+        upstream_path = _upstream_path(trainer, "trainer" if training else "sampler", saved)
         if not request.name:
             assert isinstance(request, SaveWeightsForSamplerRequest)
-            await self._samplers.adopt(model, request.sampler_seq_id, upstream_path, saved.version)
+            await self._samplers.adopt(
+                trainer, request.sampler_seq_id, upstream_path, saved.version
+            )
             return SamplerReady()
         path = _path(request)
         known = KnownCheckpoint(
@@ -331,7 +338,7 @@ class Training:
             model.base_model,
             model.lora_config,
             model.optimizer_config,
-            model.optimizer_steps,
+            trainer.optimizer_steps,
             training,
         )
         self._checkpoints.note(path, known)
@@ -352,10 +359,10 @@ def _path(request: SaveRequest) -> str:
     return LoopsPath(request.model_id, target, request.name).canonical
 
 
-def _upstream_path(model: LoopsModel, target: Target, saved: Saved) -> str:
+def _upstream_path(trainer: Trainer, target: Target, saved: Saved) -> str:
     """The service's path of what was saved: some trainers tell where they put it instead, which
     nobody else can read (wire section 5.3)."""
-    run_id = model.trainer.run.run_id
+    run_id = trainer.run.run_id
     told = loops_path(saved.path)
     if told is None or (told.run_id, told.target) != (run_id, target):
         told = LoopsPath(run_id, target, saved.name)

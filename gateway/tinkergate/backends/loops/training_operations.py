@@ -71,7 +71,8 @@ class LoopsOperation:
     """A training operation on the wire: one request of a route for each part of it."""
 
     route: str
-    bodies: Sequence[Mapping[str, Any]]
+    bodies: list[Mapping[str, Any]]
+    """Not sent yet: they are large, and let go of one by one."""
     readers: Sequence[Callable[[Fields], Any]]
     """Read the result of each part."""
     changes_model: bool
