@@ -155,7 +155,8 @@ def _pull(table: Tensor, targets: Tensor, upstream: Tensor, mean: Tensor) -> Ten
     """sum_k upstream[n, k] (table[targets[n, k]] - mean[n]): float32 [N, width]."""
     pull = mean * -upstream.sum(dim=1, keepdim=True)
     for k in range(targets.shape[1]):
-        pull.addcmul_(upstream[:, k, None], table[targets[:, k]].float())
+        # Multiplied, then added: fused or not would depend on where a thread's share ends.
+        pull += table[targets[:, k]].float().mul_(upstream[:, k, None])
     return pull
 
 

@@ -1,6 +1,6 @@
 """The kernels' CPU path against what else computes logprobs on a CPU, in one run.
 
-    python tests/bench/head.py
+    PYTHONPATH=tests/fixtures python tests/bench/head.py
 
 The default model reads real text; its hidden states, unembedding and next tokens are the input:
 D = 576, V = 49152, N = 512 and 2048, float32 and bfloat16. Every rival computes the logprobs of the
@@ -29,15 +29,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from head_rivals import RIVALS, Rival
+from real_states import SEQUENCE, real_states
 from threadpoolctl import threadpool_info
 from torch import Tensor
 
-from tinkergate.engine.attention import PackedPlan
-from tinkergate.engine.base import BaseModel
 from tinkergate.engine.model_files import DEFAULT_MODEL, ModelFiles
-
-MIB = 1 << 20
-SEQUENCE = 512
 
 
 @dataclass
@@ -67,26 +63,6 @@ class Case:
             pull = weight[self.targets[rows]] - mean
             parts.append(self.upstream[rows, None].double() * pull)
         self.gradient = torch.cat(parts)
-
-
-def real_states(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states [count, D], the unembedding [V, D] and the next tokens [count] of real text."""
-    base = BaseModel.load(ModelFiles().path(DEFAULT_MODEL), device="cpu", dtype=torch.float32)
-    root = Path(__file__).resolve().parents[2]
-    files = [root / "LICENSE", *sorted((root / "docs").glob("*.md")), root / "README.md"]
-    tokens = base.tokenizer("\n".join(file.read_text() for file in files))["input_ids"]
-    if len(tokens) < count + count // SEQUENCE:
-        raise SystemExit(f"the texts have {len(tokens)} tokens; {count} are needed")
-    states, following = [], []
-    with torch.inference_mode():
-        for begin in range(0, count, SEQUENCE):
-            sequence = torch.tensor(tokens[begin : begin + SEQUENCE + 1])
-            states.append(
-                base.hidden(sequence[:-1], torch.arange(SEQUENCE), PackedPlan([SEQUENCE]))
-            )
-            following.append(sequence[1:])
-    weight = base.unembedding().weight.detach().clone()
-    return torch.cat(states).clone(), weight, torch.cat(following)
 
 
 def median_seconds(run: Callable[[], object], rounds: int) -> float:
@@ -208,8 +184,9 @@ def main() -> None:
     for pool in threadpool_info():
         if pool["user_api"] == "blas":
             print(f"  {pool['internal_api']} {pool['version']} ({pool.get('architecture', '?')})")
-    hidden, weight, targets = real_states(max(arguments.rows))
-    upstream = torch.randn(len(hidden), generator=torch.Generator().manual_seed(0))
+    count = -(-max(arguments.rows) // SEQUENCE) * SEQUENCE
+    hidden, weight, targets = real_states(ModelFiles().path(DEFAULT_MODEL), count)
+    upstream = torch.randn(count, generator=torch.Generator().manual_seed(0))
     for name in arguments.dtype or ["float32", "bfloat16"]:
         dtype = getattr(torch, name)
         for count in arguments.rows:

@@ -16,6 +16,9 @@ LOG2_E = 1 / math.log(2)
 
 _MOST_SPLITS = 4
 _LEAST_SPLIT = 8 * COLUMNS
+_PAIRS = 128
+"""Logits that are made precisely at once, always so many: at the end of an array PyTorch has other
+code for functions such as tanh, with other bits."""
 
 
 def splits_of(vocab: int) -> list[range]:
@@ -64,6 +67,30 @@ class Head:
         if self.softcap is not None:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
         return out
+
+    def precise(self, factors: RowFactors, rows: Tensor, tokens: Tensor) -> Tensor:
+        """The logits, float64 [M], of pairs of a row of a tile and a token, int64 [M] each: as
+        those of `tile`, but summed in float64. The bits of one do not depend on the others."""
+        found = []
+        for begin in range(0, len(rows), _PAIRS):
+            pairs = [padded(each[begin : begin + _PAIRS], _PAIRS) for each in (rows, tokens)]
+            found.append(self._precise(factors, *pairs))
+        return torch.cat([*found, torch.empty(0, dtype=torch.float64)])[: len(rows)]
+
+    def _precise(self, factors: RowFactors, rows: Tensor, tokens: Tensor) -> Tensor:
+        logits = _dots(factors.rows[rows], self.weight[tokens])
+        if self.lora is not None and factors.low is not None:
+            logits += _dots(factors.low[rows], self.lora.b[tokens])
+        if self.bias is not None:
+            logits += self.bias[tokens].double()
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+def _dots(left: Tensor, right: Tensor) -> Tensor:
+    """Of the rows of both, float64 [M]."""
+    return right.double().mul_(left).sum(dim=1)
 
 
 @dataclass(frozen=True)

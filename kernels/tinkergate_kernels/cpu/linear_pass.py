@@ -69,14 +69,10 @@ class CpuPass:
     def scores(self, *, entropy: bool, topk: int) -> Scores:
         """See `Pass.scores`."""
         found = self._softmax(linear.Wanted(entropy=entropy, topk=topk))
-        count = len(found.maximum)
-        ids = torch.empty(count, 0, dtype=torch.int64)
-        logprobs = torch.empty(count, 0)
-        if found.best is not None:
-            ids = found.best.ids
-            logprobs = found.best.values - found.maximum[:, None]
-            logprobs.mul_((found.scale * linear.LN_2)[:, None])
-            logprobs.sub_(found.total.log()[:, None])
+        ids, logprobs = found.topk_ids, found.topk_logprobs
+        if ids is None or logprobs is None:
+            count = len(found.maximum)
+            ids, logprobs = torch.empty(count, 0, dtype=torch.int64), torch.empty(count, 0)
         return Scores(found.logprob, found.logsumexp, found.entropy, ids, logprobs)
 
     def _softmax(self, wanted: linear.Wanted) -> linear.Softmax:

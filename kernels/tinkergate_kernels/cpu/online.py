@@ -7,27 +7,37 @@ cancel before anything is rounded.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+LN_2 = math.log(2)
 
 _LEAST = torch.finfo(torch.float32).min
 
 _LEAST_POWER = -1e4
 """Below this 2^x is 0 by far; -inf times 0 would not be."""
 
+_NEAR = 0.01
+"""How far, in nats, a logit's rounding may have moved it. Beyond that logits are too large for
+float32, and one that is right among those that are not would be worse."""
+
 
 class Online:
     """Running sums of R rows."""
 
     def __init__(self, scale: Tensor, targets: int, *, entropy: bool, topk: int) -> None:
-        """`scale` is 1 / (T log 2) of each row, [R]."""
+        """`scale` is 1 / (T log 2) of each row, [R]. Sums are float32; `picked` is float64."""
         rows = len(scale)
         self._scale = scale
         self.maximum = torch.full((rows,), _LEAST)
         """The least float rather than -inf: a tile that is all -inf then gives no NaN."""
+        self.leader = torch.zeros(rows, dtype=torch.int64)
+        """The token of the largest logit, [R]."""
         self.total = torch.zeros(rows)
         self.weighted = torch.zeros(rows) if entropy else None
-        self.picked = torch.full((rows, targets), float("-inf"))
+        self.picked = torch.full((rows, targets), float("-inf"), dtype=torch.float64)
         self.decay: Tensor | None = None
         """What earlier sums over the vocabulary are worth now, [R]."""
         self.best = Best(rows, topk) if topk else None
@@ -40,6 +50,7 @@ class Online:
         highest = tile.amax(dim=1)
         if self.best is not None:
             self.best.add(tile, highest, span.start)
+        self._follow(tile, highest, span.start)
         maximum = torch.maximum(self.maximum, highest)
         down = powers(self.maximum - maximum, self._scale)
         decay = self.decay = down.exp2()
@@ -58,6 +69,41 @@ class Online:
         self.weighted = decay * earlier + torch.linalg.vecdot(weights, tile)
         self.total.mul_(decay).add_(weights.sum(dim=1))
 
+    def _follow(self, tile: Tensor, highest: Tensor, start: int) -> None:
+        """Note the tokens that are likelier than all before."""
+        rows = (highest > self.maximum).nonzero().view(-1)
+        if len(rows) == len(tile):
+            self.leader = tile.argmax(dim=1).add_(start)
+        elif len(rows):
+            self.leader[rows] = tile[rows].argmax(dim=1).add_(start)
+
+    def precisely(
+        self, inverse: Tensor, leaders: Tensor, rows: Tensor, places: Tensor, picked: Tensor
+    ) -> Tensor:
+        """Take in logits that were summed in float64: those of the `leader` of each row, [R], and
+        of targets, [M], at `rows` and `places`. Answers by how much the totals are too small for
+        it, float64 [R], which are left as they are. `inverse`: of the temperature, [R].
+
+        A product of float32 sums many numbers, with an error of several roundings of the largest.
+        What a log-sum-exp makes of them is their mean under the prediction, in which the likeliest
+        token weighs most: with its error most of all is gone. In a target's logprob the error of
+        its own logit is the rest."""
+        inverse = inverse.double()
+        moved = (leaders - self.maximum).mul_(inverse)
+        moved = torch.where(moved.abs() <= _NEAR, moved, 0.0)
+        if self.weighted is not None:
+            # The leader's term, e^0 0, becomes e^moved moved.
+            self.weighted += (moved.exp() * moved).div_(LN_2).float()
+        self.picked[rows, places] = near(picked, self.picked[rows, places], inverse[rows])
+        return moved.expm1()
+
+
+def near(precise: Tensor, rounded: Tensor, inverse: Tensor) -> Tensor:
+    """Put precise logits over rounded ones, float64 both, in place, where rounding alone may have
+    moved them. `inverse`: of the temperature."""
+    moved = (precise - rounded).mul_(inverse)
+    return torch.where(moved.abs() <= _NEAR, precise, rounded, out=rounded)
+
 
 def powers(differences: Tensor, scale: Tensor) -> Tensor:
     """The powers of 2 that differences of logits stand for, in place; never -inf."""
@@ -69,7 +115,7 @@ def _pick(tile: Tensor, span: slice, targets: Tensor, picked: Tensor) -> None:
     local = targets - span.start
     inside = (local >= 0) & (local < tile.shape[1])
     if inside.any():
-        found = tile.gather(1, local.clamp_(0, tile.shape[1] - 1))
+        found = tile.gather(1, local.clamp_(0, tile.shape[1] - 1)).double()
         torch.where(inside, found, picked, out=picked)
 
 
@@ -123,13 +169,16 @@ class Parts:
     def __init__(self, splits: int, rows: int, targets: int, *, entropy: bool, topk: int) -> None:
         self.maximum = torch.empty(splits, rows)
         self.total = torch.empty(splits, rows)
+        self.missing = torch.empty(splits, rows, dtype=torch.float64)
+        """What the totals are short of, as `Online.precisely` tells."""
         self.weighted = torch.empty(splits, rows) if entropy else None
-        self.picked = torch.empty(splits, rows, targets)
+        self.picked = torch.empty(splits, rows, targets, dtype=torch.float64)
         self.best = [Best(rows, topk) for _ in range(splits)] if topk else []
 
-    def take(self, split: int, place: slice, online: Online) -> None:
+    def take(self, split: int, place: slice, online: Online, missing: Tensor) -> None:
         """Keep the sums of a tile of rows, without those that fill it up."""
         count = place.stop - place.start
+        self.missing[split, place] = missing[:count]
         self.maximum[split, place] = online.maximum[:count]
         self.total[split, place] = online.total[:count]
         self.picked[split, place] = online.picked[:count]
