@@ -92,6 +92,8 @@ parity: setup ## Run one program over every backend from every door, and compare
 chaos: setup ## Mistreat every request between two gateways, and compare the weights
 	PYTHONPATH=tests/fixtures $(BIN)/python tests/chaos/run.py --dialect tinker
 	PYTHONPATH=tests/fixtures $(BIN)/python tests/chaos/run.py --dialect mint
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/chaos/run.py --dialect loops --capacity serverless
+	PYTHONPATH=tests/fixtures $(BIN)/python tests/chaos/run.py --dialect loops --capacity dedicated
 
 compatibility: setup ## Write docs/compatibility.md from the tests that prove it
 	TINKERGATE_REQUIRE_MODEL=1 $(BIN)/pytest -m proves --compatibility write

@@ -57,11 +57,15 @@ class Chain:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         model = write_micro_model(folder / "micro")
         flags = {"mint": ("--profile", "mint"), "loops": ("--loops-capacity", capacity)}
-        key = {"TINKERGATE_API_KEY": KEYS[dialect]}
+        # Some numbers of operations are lost for good: what comes after them need not wait long.
+        settings = {
+            "TINKERGATE_API_KEY": KEYS[dialect],
+            "TINKERGATE_LIMITS_GAP_TIMEOUT": "20" if dialect == "loops" else "120",
+        }
         self.upstream = Gateway(
             folder / "upstream",
             *("--model", str(model), "--http", "127.0.0.1:0", *flags.get(dialect, ())),
-            environment=key,
+            environment=settings,
         )
         self.proxy = FaultyProxy(self.upstream.http)
         self.on_loop(self.proxy.__aenter__())

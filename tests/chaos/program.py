@@ -5,9 +5,9 @@ What it answers is compared to the bit with what it answers undisturbed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,14 +47,6 @@ def rollouts() -> list[Datum]:
     ]
 
 
-def gradient(model: Any, step: int) -> Any:
-    """Submit the gradient of a step, of which there are STEPS + 2. The last is that of a loss
-    which no service has, so the gateway computes it, by two operations of the service's."""
-    if step <= STEPS:
-        return model.forward_backward(batch(step))
-    return model.forward_backward(rollouts(), EMULATED)
-
-
 @dataclass
 class Results:
     """Everything that the program was told."""
@@ -64,23 +56,79 @@ class Results:
     samples: list[tuple[bytes, bytes]] = field(default_factory=list)
     scores: list[bytes] = field(default_factory=list)
 
-
-def train(model: Any, name: str) -> Results:
-    """Run the program on a model that is ready. The last weights are saved as `{name}-final`."""
-    results = Results()
-
-    def note(future: Any) -> None:
+    def note(self, future: Any) -> None:
+        """Wait for a gradient, and take down what it says."""
         result = future.result(PATIENCE)
-        results.losses.append(result.loss)
-        results.logprobs += [row.tobytes() for row in result.logprobs]
+        self.losses.append(result.loss)
+        self.logprobs += [row.tobytes() for row in result.logprobs]
 
+
+class Deed(NamedTuple):
+    """One thing that changes a model, or keeps what it is."""
+
+    kind: Literal["gradient", "step", "save", "load"]
+    step: int = 0
+    """Whose gradient it is."""
+
+
+class Trained:
+    """A model, and all that was done to it, in order. What is saved and gone back to is the
+    checkpoint `{name}-middle`."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model = model
+        self._middle = f"{name}-middle"
+        self._path = ""
+        self.deeds: list[tuple[Deed, Any]] = []
+        """With their futures."""
+
+    def do(self, deed: Deed) -> Any:
+        """Submit it."""
+        future = self._submit(deed)
+        self.deeds.append((deed, future))
+        return future
+
+    def _submit(self, deed: Deed) -> Any:
+        match deed.kind:
+            case "gradient" if deed.step <= STEPS:
+                return self.model.forward_backward(batch(deed.step))
+            case "gradient":
+                return self.model.forward_backward(rollouts(), EMULATED)
+            case "step":
+                return self.model.optim_step(learning_rate=LEARNING_RATE)
+            case "save":
+                return self.model.save_state(self._middle)
+        return self.model.load_state(self._path, with_optimizer=True)
+
+    def go_back(self, path: str) -> Any:
+        """Load what was saved."""
+        self._path = path
+        return self.do(Deed("load"))
+
+    def repeat(self, deeds: Sequence[Deed]) -> None:
+        """Do these, one after another, and wait for them."""
+        for deed in deeds:
+            if deed.kind == "load":
+                self.go_back(self._path).result(PATIENCE)
+            elif deed.kind == "save":
+                self._path = self.do(deed).result(PATIENCE)
+            else:
+                self.do(deed).result(PATIENCE)
+
+
+def train(trained: Trained, name: str) -> Results:
+    """Run the program on a model that is ready. The last weights are saved as `{name}-final`. The
+    last gradient is of a loss that no service has, so the gateway computes it, by two operations of
+    the service's."""
+    results = Results()
+    model = trained.model
     gradients, updates = [], []
     for step in range(STEPS):
-        gradients.append(gradient(model, step))
-        updates.append(model.optim_step(learning_rate=LEARNING_RATE))
-    middle = model.save_state(f"{name}-middle")
+        gradients.append(trained.do(Deed("gradient", step)))
+        updates.append(trained.do(Deed("step")))
+    middle = trained.do(Deed("save"))
     for future in gradients:
-        note(future)
+        results.note(future)
     for future in updates:
         future.result(PATIENCE)
     path = middle.result(PATIENCE)
@@ -89,32 +137,34 @@ def train(model: Any, name: str) -> Results:
     results.samples += [
         (np.asarray(s.tokens).tobytes(), np.asarray(s.logprobs).tobytes()) for s in drawn.sequences
     ]
-    note(gradient(model, STEPS))
-    model.optim_step(learning_rate=LEARNING_RATE).result(PATIENCE)
-    model.load_state(path, with_optimizer=True).result(PATIENCE)
-    last = [(gradient(model, s), model.optim_step(learning_rate=LEARNING_RATE)) for s in LAST]
-    for each, update in last:
-        note(each)
+    results.note(trained.do(Deed("gradient", STEPS)))
+    trained.do(Deed("step")).result(PATIENCE)
+    trained.go_back(path).result(PATIENCE)
+    last = [(trained.do(Deed("gradient", s)), trained.do(Deed("step"))) for s in LAST]
+    for gradient, update in last:
+        results.note(gradient)
         update.result(PATIENCE)
     model.save_state(f"{name}-final").result(PATIENCE)
     return results
 
 
 def run(
-    client: Client, base_model: str, name: str, on_error: Callable[[], None] = lambda: None
+    client: Client,
+    base_model: str,
+    name: str,
+    on_error: Callable[[Sequence[tuple[Deed, Any]]], None] = lambda _: None,
 ) -> Results:
-    """The whole program, in a session of its own. `on_error` is called when something fails,
-    before the session ends."""
+    """The whole program, in a session of its own. `on_error` is called when something fails, before
+    the session ends, with what was done to the model."""
     with client.create_session(display_name=name) as session:
+        trained = Trained(None, name)
         try:
-            model = session.create_model(
-                base_model, rank=RANK, seed=SEED, user_metadata={"chaos": name}
-            )
-            results = train(model, name)
-            final = model.save_weights_for_sampler(f"{name}-scored").result(PATIENCE)
+            trained.model = session.create_model(base_model, rank=RANK, seed=SEED)
+            results = train(trained, name)
+            final = trained.model.save_weights_for_sampler(f"{name}-scored").result(PATIENCE)
             scores = client.score(TEXTS, model_path=final.model_path)
         except Exception:
-            on_error()
+            on_error(trained.deeds)
             raise
         results.scores = [np.asarray(score.logprobs).tobytes() for score in scores]
     return results

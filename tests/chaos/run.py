@@ -4,8 +4,9 @@
 
 A program trains through a gateway whose backend is a second gateway, by way of a proxy that
 mistreats one request of each run. The run must end with the weights of an undisturbed run, to the
-bit, or stop with one clear error; and then the upstream's weights must be those of some step of
-the undisturbed run, with that step's count. Prints what was injected and what came of it, and
+bit, or stop with one clear error; and then the upstream's weights, and its count of steps, must be
+those that an undisturbed model has to which was done what the program was told was done: each
+thing once, in order, and nothing that failed. Prints what was injected and what came of it, and
 exits non-zero if anything was lost, doubled or left unclear.
 """
 
@@ -16,13 +17,16 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import program
 from chain import QUIET, Chain, Point
 from gateway_process import KEYS
+from histories import Histories, State
 from plan import Injection, plan
+from program import Deed
 
 from tinkergate.v1 import ModelState
 from tinkergate_client import TinkergateError
@@ -37,7 +41,7 @@ class Outcome(NamedTuple):
 
 
 class Reference:
-    """The undisturbed run: what it answers, its requests, and its weights after each step."""
+    """The undisturbed run: what it answers, its requests, and its last weights."""
 
     def __init__(self, chain: Chain) -> None:
         begin = len(chain.proxy.seen)
@@ -52,81 +56,75 @@ class Reference:
             if route not in QUIET:
                 self.points.append(Point(route, counts[route]))
                 counts[route] += 1
-        self.steps = self._trajectory(chain)
-
-    def _trajectory(self, chain: Chain) -> dict[str, set[int]]:
-        """How many optimizer steps were taken, by the weights: from a run that saves after each."""
-        found: defaultdict[str, set[int]] = defaultdict(set)
-        with chain.client() as client, client.create_session() as session:
-            model = session.create_model(chain.base_model, rank=program.RANK, seed=program.SEED)
-            for step in range(program.STEPS + 3):
-                model.save_state(f"step-{step}").result(program.PATIENCE)
-                weights = chain.upstream.weights(f"step-{step}")
-                assert weights is not None
-                found[weights].add(step)
-                program.gradient(model, step).result(program.PATIENCE)
-                model.optim_step(learning_rate=program.LEARNING_RATE).result(program.PATIENCE)
-        assert self.final in found, "the program does not end where its steps lead"
-        return dict(found)
 
 
-def faulty_run(chain: Chain, reference: Reference, name: str, injection: Injection) -> Outcome:
-    """One run with one fault."""
-    before = chain.proxy.faults
-    wrong = ""
-    with chain.upstream_client() as upstream:
-        earlier = {model.model_id for model in upstream.models()}
+class Trial:
+    """Runs with one fault each."""
 
-    def inspect() -> None:
-        nonlocal wrong
-        chain.proxy.script = lambda _: None
-        wrong = "" if injection.loses else doubled(chain, reference, name, earlier)
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self.reference = Reference(chain)
+        self._histories = Histories(chain)
 
-    chain.proxy.script = injection.script(chain)
-    try:
-        with chain.client() as client:
-            results = program.run(client, chain.base_model, name, inspect)
-    except TinkergateError as error:
-        told: TinkergateError | None = error
-    except Exception as error:
-        return Outcome("UNCLEAR", f"{type(error).__name__}: {error}")
-    else:
-        told = None
-    finally:
-        chain.proxy.script = lambda _: None
-    if chain.proxy.faults == before:
-        return Outcome("not reached", "")
-    if told is None:
-        same = results == reference.results
-        same = same and chain.upstream.weights(f"{name}-final") == reference.final
-        return Outcome("identical", "") if same else Outcome("DIFFERENT", "the weights differ")
-    words = f"{told.reason}: {told.message}"
-    if not (told.reason and told.message) or told.reason == "INTERNAL":
-        return Outcome("UNCLEAR", words)
-    if wrong:
-        return Outcome("DOUBLED", f"{wrong} ({words})")
-    return Outcome("stopped", words)
+    def run(self, name: str, injection: Injection) -> Outcome:
+        """One run."""
+        chain = self._chain
+        before = chain.proxy.faults
+        wrong = ""
+        with chain.upstream_client() as upstream:
+            earlier = {model.model_id for model in upstream.models()}
 
+        def inspect(told: Sequence[tuple[Deed, Any]]) -> None:
+            nonlocal wrong
+            if not injection.loses:
+                for _, future in told:
+                    future.exception(program.PATIENCE)
+                chain.proxy.script = lambda _: None
+                wrong = self._wrong(name, earlier, told)
 
-def doubled(chain: Chain, reference: Reference, name: str, earlier: set[str]) -> str:
-    """What is wrong with the weights that the stopped run left upstream, in models that were not
-    there `earlier`; empty if nothing is."""
-    with chain.upstream_client() as client:
-        for model in list(client.models(state=ModelState.MODEL_STATE_READY)):
-            if model.model_id in earlier:
-                continue
-            session = client.attach_session(model.session_id)
-            attached = session.attach_model(model.model_id)
-            left = f"{name}-left-{model.model_id.rpartition(':')[2]}"
-            attached.save_state(left).result(60)
-            weights = chain.upstream.weights(left)
-            steps = reference.steps.get(weights or "")
-            if steps is None:
-                return "the weights are those of no step of the undisturbed run"
-            counted = attached.info().optimizer_steps
-            if counted not in steps:
-                return f"{counted} steps were counted, the weights have {steps}"
-    return ""
+        chain.proxy.script = injection.script(chain)
+        try:
+            with chain.client() as client:
+                results = program.run(client, chain.base_model, name, inspect)
+        except TinkergateError as error:
+            failed: TinkergateError | None = error
+        except Exception as error:
+            return Outcome("UNCLEAR", f"{type(error).__name__}: {error}")
+        else:
+            failed = None
+        finally:
+            chain.proxy.script = lambda _: None
+        if chain.proxy.faults == before:
+            return Outcome("not reached", "")
+        if failed is None:
+            same = results == self.reference.results
+            same = same and chain.upstream.weights(f"{name}-final") == self.reference.final
+            return Outcome("identical", "") if same else Outcome("DIFFERENT", "the weights differ")
+        words = f"{failed.reason}: {failed.message}"
+        if not (failed.reason and failed.message) or failed.reason == "INTERNAL":
+            return Outcome("UNCLEAR", words)
+        if wrong:
+            return Outcome("DOUBLED", f"{wrong} ({words})")
+        return Outcome("stopped", words)
+
+    def _wrong(self, name: str, earlier: set[str], told: Sequence[tuple[Deed, Any]]) -> str:
+        """What is wrong with what the stopped run left upstream, in models that were not there
+        `earlier`; empty if nothing is."""
+        with self._chain.upstream_client() as client:
+            for model in list(client.models(state=ModelState.MODEL_STATE_READY)):
+                if model.model_id in earlier:
+                    continue
+                attached = client.attach_session(model.session_id).attach_model(model.model_id)
+                left = f"{name}-left-{model.model_id.rpartition(':')[2]}"
+                attached.save_state(left).result(program.PATIENCE)
+                weights = self._chain.upstream.weights(left)
+                state = State(weights or "", attached.info().optimizer_steps)
+                if not self._histories.explain(told, state):
+                    return (
+                        f"nothing that the program was told leads to the weights that are left, "
+                        f"whose count is {state.steps}"
+                    )
+        return ""
 
 
 def main() -> int:
@@ -152,16 +150,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tinkergate-chaos-") as folder:
         chain = Chain(Path(folder), args.dialect, args.capacity)
         try:
-            reference = Reference(chain)
+            trial = Trial(chain)
+            points = trial.reference.points
             title = args.dialect + (f" ({args.capacity})" if args.dialect == "loops" else "")
-            print(f"{title}: {len(reference.points)} requests in an undisturbed run", flush=True)
-            injections = plan(chain, reference.points, every=args.every, pauses=args.pauses)
+            print(f"{title}: {len(points)} requests in an undisturbed run", flush=True)
+            injections = plan(chain, points, every=args.every, pauses=args.pauses)
             for number, injection in enumerate(injections):
                 kind, point = injection.kind, injection.point
                 if args.only not in kind or args.at not in point.route:
                     continue
                 started = time.monotonic()
-                outcome = faulty_run(chain, reference, f"run-{number}", injection)
+                outcome = trial.run(f"run-{number}", injection)
                 table[kind][outcome.kind] += 1
                 where = f"{kind} at {point.route} {point.number}"
                 if args.verbose:
