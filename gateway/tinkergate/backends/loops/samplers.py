@@ -138,6 +138,14 @@ class UpstreamSamplers:
             call, lambda answer: sampler_from_json(body_of(answer).fields("sampler"))
         )
 
+    def hold(self, trainer: Trainer) -> None:
+        """A trainer is going to be needed for a sampler, until `let_go`."""
+        self._trainers.use(trainer)
+
+    def let_go(self, trainer: Trainer) -> None:
+        """The sampler that a trainer was held for is there, or does not come about."""
+        self._trainers.release(trainer)
+
     async def adopt(self, trainer: Trainer, number: int, upstream_path: str, version: int) -> None:
         """A trainer's weights were saved without a name, as a checkpoint of that path and version:
         they become a sampler."""

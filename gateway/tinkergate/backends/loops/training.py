@@ -168,6 +168,10 @@ class Training:
         task = asyncio.get_running_loop().create_task(result)
         model.running.add(task)
         task.add_done_callback(model.running.discard)
+        if isinstance(request, SaveWeightsForSamplerRequest) and not request.name:
+            # The sampler to be needs the trainer, though the model may have another one by then.
+            self._samplers.hold(trainer)
+            task.add_done_callback(lambda _: self._samplers.let_go(trainer))
         return Submission(task)
 
     async def _post(self, trainer: Trainer, operation: LoopsOperation) -> list[Accepted]:
