@@ -20,6 +20,7 @@ from loops_script import (
 from scripted_service import Reply
 from tinker_upstream import make
 
+from tinkergate.backends.base import LoadedState
 from tinkergate.backends.loops import trainers as trainers_module
 from tinkergate.backends.loops import training_operations
 from tinkergate.backends.loops.backend import LoopsBackend
@@ -211,6 +212,41 @@ async def _failing(script: LoopsScript, backend: LoopsBackend, error: dict[str, 
     with pytest.raises(GatewayError) as raised:
         await submission.result
     return raised.value
+
+
+@pytest.mark.parametrize("status", [404, 410, 503])
+async def test_a_load_into_a_trainer_that_is_gone_is_made_good_on_a_fresh_one(status: int) -> None:
+    async with loops_script() as (script, service, backend):
+        await make(backend)
+        await run(backend, SAVED)
+        script.instead("/run1/load_state_with_optimizer", told(status))
+        assert await run(backend, LOAD) == LoadedState(7)
+        await run(backend, step())
+        assert len(service.of("/run2/optim_step")) == 1
+        assert [a.route for a in service.asked if "deactivate" in a.route] == [
+            "/v1/loops/runs/run1/deactivate"
+        ]
+
+
+async def test_a_load_that_is_refused_stays_refused() -> None:
+    async with loops_script() as (script, service, backend):
+        await make(backend)
+        await run(backend, SAVED)
+        script.instead("/run1/load_state_with_optimizer", told(422))
+        with pytest.raises(GatewayError, match="answered 422"):
+            await run(backend, LOAD)
+        assert len(script.runs) == 1
+        assert not [a for a in service.asked if "deactivate" in a.route]
+
+
+async def test_figures_of_a_step_that_are_no_numbers_are_left_out() -> None:
+    async with loops_script() as (script, _, backend):
+        await make(backend)
+        submission = await backend.submit(step(), ignore)
+        metrics = {"grad_norm": 0.5, "note": "x", "nothing": None, "steps": 3, "flag": True}
+        script.results[script.keys["optim_step"]] = {"metrics": metrics}
+        result = await submission.result
+        assert dict(result.metrics) == {"grad_norm": 0.5, "steps": 3.0}  # type: ignore[union-attr]
 
 
 async def test_late_news_of_an_old_trainer_says_nothing_of_the_fresh_one() -> None:

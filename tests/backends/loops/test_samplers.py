@@ -20,7 +20,7 @@ from scripted_service import Reply
 from tinker_upstream import make
 
 from tinkergate.backends.base import SampleEvents
-from tinkergate.backends.loops import sampling
+from tinkergate.backends.loops import samplers, sampling
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.v1 import (
     SampleRequest,
@@ -55,7 +55,6 @@ async def test_a_full_queue_is_waited_for_as_long_as_it_says() -> None:
     ("reply", "kind"),
     [
         (told(400), Kind.INVALID),
-        (told(404), Kind.NOT_FOUND),
         (told(422), Kind.INVALID),
         (told(503), Kind.UNAVAILABLE),
         (told(400, headers=MARKED), Kind.INVALID),
@@ -72,15 +71,51 @@ async def test_the_queue_refuses(reply: Reply, kind: Kind) -> None:
 
 async def test_a_queued_call_whose_result_is_lost_every_time_is_given_up() -> None:
     async with loops_script() as (script, service, backend):
-        await sample(backend, **ASKED)
+        await make(backend)
+        await run(backend, SaveWeightsForSamplerRequest(model_id=MODEL, sampler_seq_id=0))
 
         def lost(asked: Any) -> Reply | None:
             return told(404) if "/operations/" in asked.route else None
 
         script.instead("", *[lost] * 20)
         with pytest.raises(GatewayError, match="answered 404"):
+            await sample(backend, sampler_id="s-1:sample:0", **unsourced())
+        assert len(service.of("/sampler/of-run1/sample")) == sampling.LOST_TRIES
+
+
+@pytest.mark.parametrize("dedicated", [False, True])
+async def test_a_sampler_that_is_gone_is_made_again(dedicated: bool) -> None:
+    async with loops_script(dedicated=dedicated) as (script, service, backend):
+        await sample(backend, **ASKED)
+        script.instead("/sample", told(404))
+        assert tokens_of(await sample(backend, **ASKED)) == [[7, 8]]
+        assert len(service.of("/v1/loops/samplers")) == 2
+        # Once: what is refused again is no matter of that.
+        script.instead("/sample", told(410), told(410))
+        with pytest.raises(GatewayError, match="answered 410"):
             await sample(backend, **ASKED)
-        assert len(service.of("/sampler/sampler1/sample")) == 1 + sampling.LOST_TRIES
+        assert len(service.of("/v1/loops/samplers")) == 3
+
+
+async def test_the_sampler_of_a_run_is_not_made_again() -> None:
+    async with loops_script() as (script, service, backend):
+        await make(backend)
+        await run(backend, SaveWeightsForSamplerRequest(model_id=MODEL, sampler_seq_id=0))
+        script.instead("/sample", told(404))
+        with pytest.raises(GatewayError, match="answered 404"):
+            await sample(backend, sampler_id="s-1:sample:0", **unsourced())
+        assert len(service.of("/v1/loops/samplers")) == 1
+
+
+async def test_a_dedicated_sampler_is_looked_after_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with loops_script(dedicated=True) as (script, service, backend):
+        await sample(backend, **ASKED)
+        monkeypatch.setattr(samplers, "AWAKE_TIME", 0.0)
+        script.instead("/deployments/dep-sampler1", Reply({"status": "SCALED_TO_ZERO"}))
+        await sample(backend, **ASKED)
+        assert len(service.of("/sampler/sampler1/wake")) == 1
 
 
 async def test_a_queued_call_that_nobody_waits_for_is_cancelled() -> None:
@@ -178,11 +213,10 @@ async def test_a_dedicated_sampler_may_still_be_starting(status: int) -> None:
     ("reply", "words"),
     [
         (told(400), "answered 400"),
-        (told(404), "answered 404"),
         (told(500), "answered 500"),
         (told(504), "answered 504"),
         (Reply({"error": {"type": "BadRequestError", "message": "too long"}}, 400), "too long"),
-        (told(404, headers=DEACTIVATED), "answered 404 631"),
+        (told(400, headers=DEACTIVATED), "answered 400 631"),
     ],
 )
 async def test_a_dedicated_sampler_refuses(reply: Reply, words: str) -> None:

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 SHARED = ""
 """The key of the session for what belongs to no session of the gateway."""
+AWAKE_TIME = 300.0
+"""How long after its last answer a dedicated sampler is taken to be awake, in seconds."""
 _TERMINATED = frozenset(
     {
         "DEPLOY_FAILED",
@@ -69,10 +71,14 @@ class LoopsSampler:
     """Of those weights."""
     publication: int | None = None
     """Of its trainer, if it serves what was published last; None if it is held to a checkpoint."""
+    made_of: tuple[str, str, str] | None = None
+    """The session, base model and checkpoint that it was made of apart from any run."""
     looked: bool = False
     """Whether the deployment was seen ready."""
     answered: bool = False
-    """Whether it has answered once."""
+    """Whether it has answered."""
+    seen: float = 0.0
+    """When it was last seen ready or has answered, by the event loop's clock."""
     running: int = 0
     """Calls that are running."""
     closing: bool = False
@@ -183,6 +189,16 @@ class UpstreamSamplers:
             key, spec.base_model, path, spec.sampler_id
         )
 
+    async def remake(self, sampler: LoopsSampler) -> bool:
+        """The service does not have a sampler any more: make it again of what it was made of. False
+        if that is out of the question."""
+        if sampler.made_of is None:
+            return False
+        fresh = await self._apart(*sampler.made_of, sampler.facts.sampler_id)
+        sampler.facts, sampler.headers, sampler.echo = fresh.facts, fresh.headers, fresh.echo
+        sampler.looked = sampler.answered = False
+        return True
+
     async def _apart(
         self, session_key: str, base_model: str, upstream_path: str, named: str
     ) -> LoopsSampler:
@@ -206,6 +222,7 @@ class UpstreamSamplers:
             headers,
             self._echo(facts),
             pin=upstream_path,
+            made_of=(session_key, base_model, upstream_path),
         )
 
     def _echo(self, facts: SamplerFacts) -> Echo:
@@ -314,12 +331,17 @@ class UpstreamSamplers:
         )
 
     async def wait_ready(self, sampler: LoopsSampler, on_state: OnQueueState) -> None:
-        """Until a dedicated sampler runs, woken if it sleeps. Whoever may not look goes on."""
-        if not sampler.dedicated or sampler.looked or sampler.answered:
+        """Until a dedicated sampler runs; one that sleeps, as it may after a while without calls, is
+        woken. Whoever may not look goes on."""
+        if not sampler.dedicated:
             return
         async with sampler.ready:
-            if not sampler.looked and not sampler.answered:
-                await self._until_active(sampler, on_state)
+            now = asyncio.get_running_loop().time()
+            if (sampler.looked or sampler.answered) and now - sampler.seen < AWAKE_TIME:
+                return
+            sampler.looked = sampler.answered = False
+            await self._until_active(sampler, on_state)
+            sampler.seen = asyncio.get_running_loop().time()
 
     async def _until_active(self, sampler: LoopsSampler, on_state: OnQueueState) -> None:
         service, settings, facts = self._service, self._service.settings, sampler.facts

@@ -18,7 +18,7 @@ from tinkergate.backends.loops.service import QUEUE, SAMPLER, Call, Service, bod
 from tinkergate.dialects.loops.read_completions import IntArray, response_from_json
 from tinkergate.dialects.loops.write_requests import prompt_tokens, sample_json
 from tinkergate.dialects.tinker.json_fields import Fields
-from tinkergate.errors import GatewayError, invalid_field, unsupported
+from tinkergate.errors import GatewayError, Kind, invalid_field, unsupported
 from tinkergate.http import Answer
 from tinkergate.v1 import QueueState, SampleRequest, SampleResponse
 
@@ -86,17 +86,20 @@ class Drawing:
     ) -> SampleResponse:
         """What a call of a sampler answers."""
         max_tokens = self._max_tokens(sampler, request)
-        body = sample_json(request, max_tokens) | sampler.source
+        body = sample_json(request, max_tokens)
         self._samplers.begin(sampler)
         try:
-            if sampler.dedicated:
-                await self._samplers.wait_ready(sampler, on_state)
-                fields = await self._at_once(sampler, body, on_state)
-            else:
-                fields = await self._queued(sampler, body, on_state)
+            try:
+                fields = await self._drawn(sampler, body, on_state)
+            except GatewayError as error:
+                # Samplers that nobody used for long are gone.
+                if error.kind is not Kind.NOT_FOUND or not await self._samplers.remake(sampler):
+                    raise
+                fields = await self._drawn(sampler, body, on_state)
         finally:
             self._samplers.end(sampler)
         sampler.answered = True
+        sampler.seen = asyncio.get_running_loop().time()
         tokens = _text_alone(request)
         try:
             return response_from_json(fields, request, tokens, max_tokens, sampler.echo)
@@ -105,6 +108,16 @@ class Drawing:
                 f"sample of {sampler.facts.sampler_id}",
                 f"has an answer that makes no sense: {error}",
             ) from None
+
+    async def _drawn(
+        self, sampler: LoopsSampler, body: dict[str, Any], on_state: OnQueueState
+    ) -> Fields:
+        """The completion of a call."""
+        body = body | sampler.source
+        if sampler.dedicated:
+            await self._samplers.wait_ready(sampler, on_state)
+            return await self._at_once(sampler, body, on_state)
+        return await self._queued(sampler, body, on_state)
 
     def _max_tokens(self, sampler: LoopsSampler, request: SampleRequest) -> int:
         """The most tokens to draw; without a word of the caller's, to the end of the context."""

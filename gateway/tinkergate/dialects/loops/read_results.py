@@ -175,9 +175,15 @@ def flag_metric(fields: Fields, name: str) -> bool:
 
 
 def metrics_from_json(fields: Fields) -> dict[str, float]:
-    """`metrics`; none if there are none."""
+    """`metrics`, but for those that are no numbers: which there are is not documented, and a step
+    is not to fail for them."""
     metrics = fields.optional_fields("metrics")
-    return {} if metrics is None else {name: metrics.number(name) for name in metrics.value}
+    values = {} if metrics is None else metrics.value
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def page_after(token: int | None, page: int) -> int | None:
