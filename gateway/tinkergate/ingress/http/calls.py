@@ -36,7 +36,8 @@ _logger = logging.getLogger("tinkergate.request")
 
 class Calls:
     """Surrounds the app of a dialect: gives calls their id, tells failures by `render`, and logs
-    outcomes. Calls that succeed on a path that ends with one of `quiet` are logged at debug level.
+    outcomes. Calls that succeed on a path that ends with one of `quiet` are logged at debug level,
+    as are those that the app says to be `quiet` in `scope["state"]`.
 
     What the app finds in `scope["state"]`: `request_id`, and of the settings `max_body_bytes` and
     `pause_limit`, the most seconds between the pieces of a body.
@@ -65,6 +66,8 @@ class Calls:
         level = logging.DEBUG if scope["path"].endswith(self._quiet) else logging.INFO
         try:
             await self._app(scope, call.receive, call.send)
+            if scope["state"].get("quiet"):
+                level = logging.DEBUG
         except GatewayError as error:
             level, facts = refusal_facts(error)
             await call.answer(self._render(error, call.id))

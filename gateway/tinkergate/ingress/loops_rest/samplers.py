@@ -134,6 +134,7 @@ class _Samplers:
     async def poll(self, request: Request) -> Response:
         """What was drawn, or 408 when it is not there yet."""
         self._sampler(request)
+        request.scope["state"]["quiet"] = True
         name = request.path_params["operation_id"]
         try:
             told = await self._completions.wait(name, self._context.poll_limit, wrapped=True)

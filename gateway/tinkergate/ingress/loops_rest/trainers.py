@@ -244,6 +244,7 @@ class _Trainers:
                 ErrorReason.ERROR_REASON_OPERATION_NOT_FOUND,
                 f"run {run_id!r} has no operation {name[:300]!r}",
             )
+        request.scope["state"]["quiet"] = True
         return await self._results.answer(name)
 
     def _run(self, request: Request) -> Run:
