@@ -21,7 +21,7 @@ from scripted_service import Reply
 from tinker_upstream import make
 
 from tinkergate.backends.base import LoadedState
-from tinkergate.backends.loops import trainers as trainers_module
+from tinkergate.backends.loops import trainer as trainer_module
 from tinkergate.backends.loops import training_operations
 from tinkergate.backends.loops.backend import LoopsBackend
 from tinkergate.dialects.loops.write_requests import parts_of
@@ -119,7 +119,7 @@ async def test_a_trainer_may_still_be_starting_until_it_has_accepted_something(
         script.instead("/init_trainer_server", *[told(status)] * 3)
         await make(backend)
         assert len(service.of("/run1/init_trainer_server")) == 4
-        monkeypatch.setattr(trainers_module, "STARTING_TIME", 0.2)
+        monkeypatch.setattr(trainer_module, "STARTING_TIME", 0.2)
         script.always("/init_trainer_server", told(status))
         with pytest.raises(GatewayError, match=f"answered {status}"):
             await make(backend, "s-1:train:7")

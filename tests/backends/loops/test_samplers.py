@@ -20,7 +20,7 @@ from scripted_service import Reply
 from tinker_upstream import make
 
 from tinkergate.backends.base import SampleEvents
-from tinkergate.backends.loops import samplers, sampling
+from tinkergate.backends.loops import readiness, sampling
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.v1 import (
     SampleRequest,
@@ -112,7 +112,7 @@ async def test_a_dedicated_sampler_is_looked_after_again_after_a_while(
 ) -> None:
     async with loops_script(dedicated=True) as (script, service, backend):
         await sample(backend, **ASKED)
-        monkeypatch.setattr(samplers, "AWAKE_TIME", 0.0)
+        monkeypatch.setattr(readiness, "AWAKE_TIME", 0.0)
         script.instead("/deployments/dep-sampler1", Reply({"status": "SCALED_TO_ZERO"}))
         await sample(backend, **ASKED)
         assert len(service.of("/sampler/sampler1/wake")) == 1

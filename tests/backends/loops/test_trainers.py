@@ -20,7 +20,7 @@ from scripted_service import Reply
 from tinker_upstream import make
 
 from tinkergate.backends.base import ModelSpec
-from tinkergate.backends.loops import trainers as trainers_module
+from tinkergate.backends.loops import readiness
 from tinkergate.backends.loops.backend import LoopsBackend
 from tinkergate.backends.loops.settings import LoopsSettings
 from tinkergate.errors import GatewayError, Kind
@@ -251,7 +251,7 @@ async def test_a_live_trainer_hears_that_it_is_in_use(caplog: pytest.LogCaptureF
                     warned.set()
 
         handler = Waiting()
-        logger = logging.getLogger(trainers_module.__name__)
+        logger = logging.getLogger(readiness.__name__)
         logger.addHandler(handler)
         try:
             script.always("/health", told(503))

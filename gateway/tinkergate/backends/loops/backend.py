@@ -23,6 +23,7 @@ from tinkergate.backends.loops.checkpoint_files import UpstreamFiles
 from tinkergate.backends.loops.control import Control
 from tinkergate.backends.loops.models import UpstreamModels
 from tinkergate.backends.loops.operations import Operations
+from tinkergate.backends.loops.readiness import Readiness
 from tinkergate.backends.loops.samplers import UpstreamSamplers
 from tinkergate.backends.loops.sampling import Drawing
 from tinkergate.backends.loops.service import Service
@@ -69,11 +70,14 @@ class LoopsBackend:
         self._known = known = KnownCheckpoints()
         self._control = control = Control(service)
         operations = Operations(service)
-        self._trainers = trainers = Trainers(service, control, errands)
+        readiness = Readiness(service, control)
+        self._trainers = trainers = Trainers(service, control, readiness, errands)
         self._models = UpstreamModels(service, control, trainers, operations, known)
         self._samplers = UpstreamSamplers(service, control, trainers, known, errands)
         self._training = Training(service, operations, self._models, self._samplers, known)
-        self._drawing = Drawing(service, operations, self._samplers, errands, self._context_of)
+        self._drawing = Drawing(
+            service, operations, self._samplers, readiness, errands, self._context_of
+        )
         self._scoring = Scoring(settings.name, self._drawing.answer, settings.max_concurrent_scores)
         self._files = UpstreamFiles(service, control, self._client, known)
         self._max_context: dict[str, int] = {}

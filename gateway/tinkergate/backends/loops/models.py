@@ -19,7 +19,8 @@ from tinkergate.backends.known_checkpoints import KnownCheckpoints
 from tinkergate.backends.loops.control import Control
 from tinkergate.backends.loops.operations import OperationLost, Operations, accepted
 from tinkergate.backends.loops.service import Service
-from tinkergate.backends.loops.trainers import Trainer, Trainers
+from tinkergate.backends.loops.trainer import Trainer
+from tinkergate.backends.loops.trainers import Trainers
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.errors import ErrorReason, GatewayError, Kind, unsupported
 from tinkergate.v1 import CheckpointSource, LoraConfig, OptimizerConfig, QueueState

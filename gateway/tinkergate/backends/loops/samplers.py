@@ -12,95 +12,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Any
 
-from tinkergate.backends.base import OnQueueState, SamplerSpec
+from tinkergate.backends.base import SamplerSpec
 from tinkergate.backends.errands import Errands
-from tinkergate.backends.failures import failure, unreachable
+from tinkergate.backends.failures import failure
 from tinkergate.backends.known_checkpoints import KnownCheckpoints
 from tinkergate.backends.loops.control import Control
+from tinkergate.backends.loops.sampler import LoopsSampler
 from tinkergate.backends.loops.service import Call, Effect, Service, body_of
-from tinkergate.backends.loops.trainers import (
-    STARTING_TIME,
-    STATUS_TIMEOUT,
-    Trainer,
-    Trainers,
-)
+from tinkergate.backends.loops.trainer import Trainer
+from tinkergate.backends.loops.trainers import Trainers
 from tinkergate.dialects.loops.read_completions import Echo
 from tinkergate.dialects.loops.read_results import SamplerFacts, sampler_from_json
 from tinkergate.errors import ErrorReason, GatewayError, Kind
-from tinkergate.http import AnswerLost, NotSent
-from tinkergate.v1 import QueueState, SampleRequest, ScoreRequest
+from tinkergate.v1 import SampleRequest, ScoreRequest
 
 _log = logging.getLogger(__name__)
 
 SHARED = ""
 """The key of the session for what belongs to no session of the gateway."""
-AWAKE_TIME = 300.0
-"""How long after its last answer a dedicated sampler is taken to be awake, in seconds."""
-_TERMINATED = frozenset(
-    {
-        "DEPLOY_FAILED",
-        "UNHEALTHY",
-        "BUILD_FAILED",
-        "BUILD_STOPPED",
-        "DEACTIVATING",
-        "INACTIVE",
-        "FAILED",
-    }
-)
-"""States of a sampler's deployment that it does not come back from."""
-
-
-@dataclass
-class LoopsSampler:
-    """What the gateway's sampler, a base model or a checkpoint is sampled by."""
-
-    facts: SamplerFacts
-    base_model: str
-    """The service's own spelling."""
-    headers: dict[str, str]
-    """What says which weights are meant."""
-    echo: Echo
-    pin: str = ""
-    """The checkpoint at the service that it is held to; empty for none."""
-    trainer: Trainer | None = None
-    """Whose weights without a name it has."""
-    version: int = 0
-    """Of those weights."""
-    publication: int | None = None
-    """Of its trainer, if it serves what was published last; None if it is held to a checkpoint."""
-    made_of: tuple[str, str, str] | None = None
-    """The session, base model and checkpoint that it was made of apart from any run."""
-    looked: bool = False
-    """Whether the deployment was seen ready."""
-    answered: bool = False
-    """Whether it has answered."""
-    seen: float = 0.0
-    """When it was last seen ready or has answered, by the event loop's clock."""
-    running: int = 0
-    """Calls that are running."""
-    closing: bool = False
-    ready: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def dedicated(self) -> bool:
-        """Whether it answers at once, rather than through a queue."""
-        return bool(self.facts.model_id)
-
-    @property
-    def source(self) -> dict[str, str]:
-        """The fields of a sample body that say what to sample from."""
-        if self.dedicated:
-            return {}
-        return {"model": self.base_model} | ({"lora": self.pin} if self.pin else {})
-
-    def starting_time(self, ready_time: float) -> float:
-        """For how long 400 and 404 mean that it is still starting."""
-        if self.answered:
-            return 0.0
-        return STARTING_TIME if self.looked else ready_time
 
 
 class UpstreamSamplers:
@@ -329,72 +260,3 @@ class UpstreamSamplers:
             kind=Kind.PRECONDITION,
             reason=ErrorReason.ERROR_REASON_CHECKPOINT_MISMATCH,
         )
-
-    async def wait_ready(self, sampler: LoopsSampler, on_state: OnQueueState) -> None:
-        """Until a dedicated sampler runs; one that sleeps, as it may after a while without calls, is
-        woken. Whoever may not look goes on."""
-        if not sampler.dedicated:
-            return
-        async with sampler.ready:
-            now = asyncio.get_running_loop().time()
-            if (sampler.looked or sampler.answered) and now - sampler.seen < AWAKE_TIME:
-                return
-            sampler.looked = sampler.answered = False
-            await self._until_active(sampler, on_state)
-            sampler.seen = asyncio.get_running_loop().time()
-
-    async def _until_active(self, sampler: LoopsSampler, on_state: OnQueueState) -> None:
-        service, settings, facts = self._service, self._service.settings, sampler.facts
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + settings.ready_time
-        call = Call(
-            f"the state of sampler {facts.sampler_id}",
-            f"{settings.url}/v1/models/{facts.model_id}/deployments/{facts.deployment_id}",
-            method="GET",
-            within=STATUS_TIMEOUT,
-        )
-        operation = f"starting sampler {facts.sampler_id}"
-        state, woken = "starting", False
-        while True:
-            try:
-                answer = await service.once(call)
-                if 400 <= answer.status < 500:
-                    _log.warning(
-                        "backend %s: %s was answered %d: it is taken to be ready",
-                        service.name,
-                        call.operation,
-                        answer.status,
-                    )
-                    return
-                if answer.status == 200:
-                    state = body_of(answer).text("status")
-            except (NotSent, AnswerLost, GatewayError) as error:
-                service.note(call.operation, error)
-            if state == "ACTIVE":
-                sampler.looked = True
-                on_state(QueueState.QUEUE_STATE_ACTIVE, "")
-                return
-            if state in _TERMINATED:
-                raise unreachable(service.name, operation, f"is {state}", facts.sampler_id)
-            if state == "SCALED_TO_ZERO" and not woken:
-                woken = True
-                await self._wake(facts)
-            on_state(
-                QueueState.QUEUE_STATE_PAUSED_CAPACITY, f"sampler {facts.sampler_id} is {state}"
-            )
-            if loop.time() + settings.ready_interval > ends:
-                raise unreachable(
-                    service.name,
-                    operation,
-                    f"is {state} after {settings.ready_time:g} s",
-                    facts.sampler_id,
-                )
-            await asyncio.sleep(settings.ready_interval)
-
-    async def _wake(self, facts: SamplerFacts) -> None:
-        call = Call(
-            f"waking sampler {facts.sampler_id}",
-            f"{facts.base_url.removesuffix('/sync')}/wake",
-            within=STATUS_TIMEOUT,
-        )
-        await self._service.quietly(call)

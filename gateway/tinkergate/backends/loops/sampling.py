@@ -13,7 +13,9 @@ import numpy as np
 from tinkergate.backends.base import OnQueueState, SampleEvents
 from tinkergate.backends.errands import Errands
 from tinkergate.backends.loops.operations import OperationLost, Operations, accepted
-from tinkergate.backends.loops.samplers import LoopsSampler, UpstreamSamplers
+from tinkergate.backends.loops.readiness import Readiness
+from tinkergate.backends.loops.sampler import LoopsSampler
+from tinkergate.backends.loops.samplers import UpstreamSamplers
 from tinkergate.backends.loops.service import QUEUE, SAMPLER, Call, Service, body_of
 from tinkergate.dialects.loops.read_completions import IntArray, response_from_json
 from tinkergate.dialects.loops.write_requests import prompt_tokens, sample_json
@@ -36,6 +38,7 @@ class Drawing:
         service: Service,
         operations: Operations,
         samplers: UpstreamSamplers,
+        readiness: Readiness,
         errands: Errands,
         max_context: Callable[[str], int],
     ) -> None:
@@ -43,6 +46,7 @@ class Drawing:
         self._service = service
         self._operations = operations
         self._samplers = samplers
+        self._readiness = readiness
         self._errands = errands
         self._max_context = max_context
 
@@ -115,7 +119,7 @@ class Drawing:
         """The completion of a call."""
         body = body | sampler.source
         if sampler.dedicated:
-            await self._samplers.wait_ready(sampler, on_state)
+            await self._readiness.sampler(sampler, on_state)
             return await self._at_once(sampler, body, on_state)
         return await self._queued(sampler, body, on_state)
 

@@ -31,7 +31,7 @@ from tinkergate.backends.loops.models import LoopsModel, UpstreamModels
 from tinkergate.backends.loops.operations import Accepted, OperationLost, Operations, accepted
 from tinkergate.backends.loops.samplers import UpstreamSamplers
 from tinkergate.backends.loops.service import Effect, Service
-from tinkergate.backends.loops.trainers import Trainer
+from tinkergate.backends.loops.trainer import Trainer
 from tinkergate.backends.loops.training_operations import (
     LOOK,
     LoopsOperation,
