@@ -171,3 +171,14 @@ def test_programs_may_share_a_sampler(sampler: Sampler, gateway_process: Any) ->
         shared = other.sampler(sampler_id=sampler.sampler_id)
         for each in (sampler, shared, sampler, shared):
             assert each.sample(PROMPT, max_tokens=1).sequences
+
+
+def test_long_work_has_no_limit_of_the_gateways(start_gateway: Any) -> None:
+    """A call without a deadline of its own would get so little that it cannot be done."""
+    short = {"TINKERGATE_GRPC_DEFAULT_DEADLINE": "0.001"}
+    gateway = start_gateway(environment=short)
+    with connect(gateway.address) as client:
+        result = client.sampler().sample(PROMPT, max_tokens=30, seed=1, stop=[])
+        assert len(result.sequences[0].tokens) == 30
+        (score,) = client.score([PROMPT * 40])
+        assert score.logprobs.size == 200

@@ -36,6 +36,9 @@ DEFAULT_ADDRESS = "127.0.0.1:7700"
 MESSAGE_BYTES = 64 * 1024 * 1024
 ATTEMPT_SECONDS = 120.0
 """The deadline of one attempt of a call that does no long work: time to send 64 MiB."""
+WORK_SECONDS = 86_400.0
+"""That of a call that does: for as long as somebody waits for it. A call without any gets ten
+minutes of a gateway, and on a small machine long texts take longer."""
 
 _RETRY_UNAVAILABLE = json.dumps(
     {

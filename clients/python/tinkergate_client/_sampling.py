@@ -21,7 +21,7 @@ from tinkergate.tensors import (
     tokens_from_bytes,
 )
 from tinkergate_client._calls import Patience
-from tinkergate_client._connection import Connection
+from tinkergate_client._connection import WORK_SECONDS, Connection
 from tinkergate_client._datums import Tokens, model_input
 from tinkergate_client._errors import error_from_call
 from tinkergate_client._futures import CallFuture
@@ -152,7 +152,8 @@ class Sampler:
     ) -> CallFuture[v1.SampleResponse, SampleResult]:
         """Begin to draw sequences: many calls at once are worked on together."""
         request = self._request(prompt, options)
-        call = self._connection.start(self._connection.sampling.Sample, request, timeout=None)
+        sample = self._connection.sampling.Sample
+        call = self._connection.start(sample, request, timeout=WORK_SECONDS)
         return CallFuture(call, _read_response)
 
     def stream(

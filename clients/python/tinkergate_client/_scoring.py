@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tinkergate.tensors import arrays_from_batched, batched_from_arrays
 from tinkergate.v1 import SampleRequest, ScoreRequest, ScoreResponse
-from tinkergate_client._connection import MESSAGE_BYTES, Connection
+from tinkergate_client._connection import MESSAGE_BYTES, WORK_SECONDS, Connection
 from tinkergate_client._datums import Tokens, token_array
 
 BATCH_TOKENS = 8192
@@ -94,7 +94,8 @@ def score_stream(
                 topk=topk,
             )
             source.name_in(request)
-            pending.append(connection.start(connection.scoring.Score, request, timeout=None))
+            score = connection.scoring.Score
+            pending.append(connection.start(score, request, timeout=WORK_SECONDS))
         while pending:
             yield from _read(pending.popleft().result())
     finally:
