@@ -1,4 +1,4 @@
-"""One gateway with all backends, and the services behind two of them: gateways of their own."""
+"""One gateway with all backends, and the services behind three of them: gateways of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from tests.conftest import GatewayProcess
 
 from tinkergate_client import Client, connect
 
-KEYS = {"front": "tml-front", "tinker": "tml-upstream", "mint": "sk-mint-upstream"}
+KEYS = {
+    "front": "tml-front",
+    "tinker": "tml-upstream",
+    "mint": "sk-mint-upstream",
+    "loops": "loops-upstream",
+}
 CONFIG = """
 default_backend = "local"
 
@@ -28,6 +33,11 @@ api_key_env = "UPSTREAM_TINKER"
 kind = "mint"
 base_url = "http://{mint}"
 api_key_env = "UPSTREAM_MINT"
+
+[backends.loops]
+kind = "loops"
+base_url = "http://{loops}"
+api_key_env = "UPSTREAM_LOOPS"
 """
 
 
@@ -37,7 +47,7 @@ class Front(NamedTuple):
     grpc: str
     http: str
     base_model: str
-    """The one base model, on all three backends."""
+    """The one base model, on all backends."""
     key: str
 
     def connect(self, key: str = KEYS["front"]) -> Client:
@@ -46,7 +56,7 @@ class Front(NamedTuple):
 
 @pytest.fixture(scope="session")
 def front(micro_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """The gateway in front, with the backends `local`, `tinker` and `mint`."""
+    """The gateway in front, with the backends `local`, `tinker`, `mint` and `loops`."""
     folder = tmp_path_factory.mktemp("compatibility")
     started: list[GatewayProcess] = []
 
@@ -63,6 +73,7 @@ def front(micro_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         upstreams = {
             "tinker": start("tinker", KEYS["tinker"], *model).http_address,
             "mint": start("mint", KEYS["mint"], *model, "--profile", "mint").http_address,
+            "loops": start("loops", KEYS["loops"], *model).http_address,
         }
         config = folder / "front.toml"
         config.write_text(CONFIG.format(model=micro_model_dir, **upstreams))
@@ -72,6 +83,7 @@ def front(micro_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             *("--config", str(config)),
             UPSTREAM_TINKER=KEYS["tinker"],
             UPSTREAM_MINT=KEYS["mint"],
+            UPSTREAM_LOOPS=KEYS["loops"],
         )
         yield Front(gateway.address, gateway.http_address, str(micro_model_dir), KEYS["front"])
     finally:

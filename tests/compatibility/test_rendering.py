@@ -11,7 +11,7 @@ from tinkergate.tensors import array_from_tensor
 from tinkergate_client import Client, message_dict
 
 
-@proves_on("rendering", local="gateway", tinker="gateway", mint="gateway")
+@proves_on("rendering", local="gateway", tinker="gateway", mint="gateway", loops="gateway")
 def test_a_conversation_goes_on_and_is_learned(client: Client, front: Any, backend: str) -> None:
     renderer = client.renderer(front.base_model)
     chat: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Gateways with the Tinker-dialect door: one alone, and two chains of two, for the real SDKs."""
+"""Gateways with the Tinker-dialect door: one alone, and chains of two, for the real SDKs."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def direct(start_door: StartDoor, micro_model_dir: Path) -> Door:
 def chains(
     start_door: StartDoor, micro_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Door]:
-    """Chains by the backend of the first gateway, "tinker" or "mint"; the second is that service,
-    over the embedded engine. Each is started when it is first asked for."""
+    """Chains by the backend of the first gateway, "tinker", "mint" or "loops"; the second is that
+    service, over the embedded engine. Each is started when it is first asked for."""
     doors: dict[str, Door] = {}
 
     def chain(kind: str) -> Door:
@@ -130,7 +130,8 @@ def tinker(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["direct", "tinker", "mint"])
 def door(request: pytest.FixtureRequest, direct: Door, chains: Callable[[str], Door]) -> Door:
-    """The gateway over the engine, and both chains."""
+    """The gateway over the engine, and the chains of Tinker's dialect. Tests that say so run with
+    "loops" too."""
     return direct if request.param == "direct" else chains(request.param)
 
 
@@ -156,6 +157,12 @@ def session(direct: Door) -> Iterator[Session]:
 @pytest.fixture(scope="session")
 def training_reference(session: Session, direct: Door) -> interop_reference.Seen:
     return interop_reference.training(session, direct.base_model)
+
+
+@pytest.fixture(scope="session")
+def loops_training_reference(session: Session, direct: Door) -> interop_reference.Seen:
+    """Of the adapter that Loops makes, which leaves the unembedding as it is."""
+    return interop_reference.training(session, direct.base_model, train_unembed=False)
 
 
 @pytest.fixture(scope="session")
