@@ -123,7 +123,7 @@ def test_rows_without_targets_are_not_read() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("width", [64, 576])
+@pytest.mark.parametrize("width", [64, 100, 576])
 def test_a_row_is_the_same_to_the_bit_alone_and_in_any_batch(
     dtype: torch.dtype, grad: bool, width: int
 ) -> None:
@@ -144,6 +144,27 @@ def test_a_row_is_the_same_to_the_bit_alone_and_in_any_batch(
     for rows in (slice(3, 4), slice(3, 10), slice(0, 500), slice(90, 600), slice(599, 600)):
         for part, all_rows in zip(run(rows), whole, strict=True):
             assert torch.equal(part, all_rows[rows])
+
+
+@pytest.mark.parametrize("rank", [1, 3, 32])
+@pytest.mark.parametrize("softcap", [None, 8.0])
+@pytest.mark.parametrize("vocab", [700, 1700])
+def test_so_is_one_with_all_the_options(rank: int, softcap: float | None, vocab: int) -> None:
+    lora = (normal(rank, 24, seed=4) / 5, normal(vocab, rank, seed=5) * 0.2, 1.5)
+    bias = normal(vocab, seed=3)
+    arguments = case(700, 24, vocab, lora=lora, bias=bias, softcap=softcap)
+
+    def run(rows: slice) -> list[Tensor | None]:
+        own = arguments | {name: arguments[name][rows] for name in ("hidden", "targets")}
+        temperature = torch.linspace(0.5, 2, 700)[rows]
+        return [*linear_scores(**own, temperature=temperature, entropy=True, topk=7)]
+
+    whole = run(slice(0, 700))
+    for rows in (slice(3, 4), slice(3, 10), slice(31, 530), slice(640, 700)):
+        for part, every in zip(run(rows), whole, strict=True):
+            assert part is not None
+            assert every is not None
+            assert torch.equal(part, every[rows])
 
 
 def test_the_number_of_threads_changes_no_bit_and_none_of_the_callers_settings() -> None:

@@ -58,15 +58,23 @@ class Head:
 
     def tile(self, factors: RowFactors, span: slice, buffer: Tensor) -> Tensor:
         """Logits [R, len(span)] in the memory of `buffer`, which has R * COLUMNS numbers."""
-        out = buffer[: len(factors.rows) * (span.stop - span.start)].view(len(factors.rows), -1)
-        self.products.logits(factors.rows, self.weight[span], out)
+        whole = buffer.view(-1, COLUMNS)
+        self.products.logits(factors.rows, _filled(self.weight[span]), whole)
         if self.lora is not None and factors.low is not None:
-            out.addmm_(factors.low, self.lora.b[span].float().T)
+            whole.addmm_(factors.low, _filled(self.lora.b[span]).float().T)
+        out = whole[:, : span.stop - span.start]
         if self.bias is not None:
             out += self.bias[span].float()
         if self.softcap is not None:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
         return out
+
+    def accumulate(self, buffer: Tensor, span: slice, total: Tensor, scratch: Tensor) -> None:
+        """total += tile @ weights of the span, [R, D], where the tile is the one in `buffer`, with
+        whatever its logits have become; `scratch` is like `total`."""
+        whole = buffer.view(-1, COLUMNS)
+        whole[:, span.stop - span.start :] = 0
+        self.products.accumulate(whole, _filled(self.weight[span]), total, scratch)
 
     def precise(self, factors: RowFactors, rows: Tensor, tokens: Tensor) -> Tensor:
         """The logits, float64 [M], of pairs of a row of a tile and a token, int64 [M] each: as
@@ -86,6 +94,12 @@ class Head:
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """What a span of tokens has, [C, ...], filled up to COLUMNS: libraries may choose how they sum
+    by this number too, and then `Products.heights` would not hold."""
+    return padded(rows, COLUMNS)
 
 
 def _dots(left: Tensor, right: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def parts_of(
             assert online.decay is not None
             if mean_w is not None:
                 mean_w.mul_(online.decay[:, None])
-                head.products.accumulate(tile, head.weight[span], mean_w, scratch)
+                head.accumulate(buffer, span, mean_w, scratch)
             if mean_b is not None and head.lora is not None:
                 mean_b.mul_(online.decay[:, None]).addmm_(tile, head.lora.b[span].float())
         parts.take(number, place, online, precisely(factors, online, place, splits[number]))
