@@ -81,7 +81,7 @@ class Config:
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     """The gRPC door."""
     http: HttpSettings = field(default_factory=HttpSettings)
-    """The HTTP door, where Tinker's dialect is spoken."""
+    """The HTTP door, where Tinker's and Loops' dialects are spoken."""
     tls: TlsFiles = field(default_factory=TlsFiles)
     """The doors' TLS."""
     engine: EngineSettings = field(default_factory=EngineSettings)
