@@ -60,7 +60,7 @@ class Chain:
         # Some numbers of operations are lost for good: what comes after them need not wait long.
         settings = {
             "TINKERGATE_API_KEY": KEYS[dialect],
-            "TINKERGATE_LIMITS_GAP_TIMEOUT": "20" if dialect == "loops" else "120",
+            "TINKERGATE_LIMITS_GAP_TIMEOUT": "5" if dialect == "loops" else "120",
         }
         self.upstream = Gateway(
             folder / "upstream",
