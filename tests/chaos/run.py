@@ -13,6 +13,7 @@ exits non-zero if anything was lost, doubled or left unclear.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -147,6 +148,7 @@ def main() -> int:
     said: defaultdict[str, Counter[str]] = defaultdict(Counter)
     bad: list[str] = []
     begin = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the gateways too
     with tempfile.TemporaryDirectory(prefix="tinkergate-chaos-") as folder:
         chain = Chain(Path(folder), args.dialect, args.capacity)
         try:
@@ -172,7 +174,7 @@ def main() -> int:
                     bad.append(f"{where}: {outcome.kind}: {outcome.words}")
         finally:
             chain.close()
-    report(table, said, bad)
+            report(table, said, bad)
     print(f"{time.monotonic() - begin:.0f} s")
     return 1 if bad else 0
 
