@@ -22,12 +22,16 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-@proves_at_doors("rest_runs", local="native", tinker="gateway", mint="gateway")
-@proves_at_doors("rest_checkpoints", local="native", tinker="gateway", mint="gateway")
-@proves_at_doors("download", local="native", tinker="gateway", mint="gateway")
+@pytest.mark.parametrize("door", ["direct", "tinker", "mint", "loops"], indirect=True)
+@proves_at_doors("rest_runs", local="native", tinker="gateway", mint="gateway", loops="gateway")
+@proves_at_doors(
+    "rest_checkpoints", local="native", tinker="gateway", mint="gateway", loops="gateway"
+)
+@proves_at_doors("download", local="native", tinker="gateway", mint="gateway", loops="gateway")
 def test_runs_checkpoints_and_files(request: pytest.FixtureRequest, sdk: Sdk) -> None:
     door = request.node.callspec.params["door"]
-    seen = sdk.run("console", is_mint=door == "mint")
+    external = door not in ("mint", "loops")
+    seen = sdk.run("console", external=external)
     made = one(seen, "made")
     run = one(seen, "run")
     assert run["id"] == run["by_path"] == made["model_id"]
@@ -77,13 +81,13 @@ def test_runs_checkpoints_and_files(request: pytest.FixtureRequest, sdk: Sdk) ->
     assert one(seen, "no such run")["failure"]["status"] == 404
     if sdk.name != NEWEST:
         assert set(one(seen, "archive")["files"]) >= ADAPTER
-    elif door == "mint":
+    elif not external:
         failure = one(seen, "no external")["failure"]["message"]
-        assert "backend 'mint' does not support" in failure
+        assert f"backend '{door}' does not support" in failure
     else:
-        external = one(seen, "external")
-        assert external["path"] == f"tinker://{made['model_id']}/external_weights/outside"
-        assert set(external["files"]) >= ADAPTER
+        outside = one(seen, "external")
+        assert outside["path"] == f"tinker://{made['model_id']}/external_weights/outside"
+        assert set(outside["files"]) >= ADAPTER
         assert one(seen, "copied")["path"].startswith("tinker://")
         assert made["model_id"] not in one(seen, "copied")["path"]
 

@@ -123,7 +123,7 @@ def tell_files(model: Any, rest: Any, state: str) -> None:
         answer = rest.get_checkpoint_archive_url_from_tinker_path(state).result()
         tell("archive", files=files_of_archive(download(answer.url)), expires=str(answer.expires))
         return
-    if ARGUMENTS.get("is_mint"):
+    if not ARGUMENTS["external"]:
         # This version asks for the files of external weights alone.
         tell("no external", failure=failure(lambda: model.save_weights_external("outside")))
         return
