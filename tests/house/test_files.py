@@ -80,7 +80,8 @@ def test_tests_are_no_packages_and_mirror_the_rooms(root: Path) -> None:
     stray = [
         file.relative_to(tests)
         for file in tests.rglob("*.py")
-        if not {"bench", "chaos", "fixtures", "programs"} & set(file.relative_to(tests).parts)
+        if not {"bench", "chaos", "fixtures", "parity", "programs"}
+        & set(file.relative_to(tests).parts)
         and file.name != "conftest.py"
         and not re.match(r"test_\w+\.py$", file.name)
     ]
