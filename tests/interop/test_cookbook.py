@@ -1,4 +1,4 @@
-"""tinker-cookbook's own loops learn, unmodified but for their data."""
+"""tinker-cookbook's own loops learn, unmodified but for their data, whatever does the work."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import pytest
+from compatibility import proves_at_doors
 from interop_sdk import COOKBOOK, Sdk, one
 
 
-@pytest.mark.proves("cookbook", "local", "native")
-def test_the_supervised_loop(direct: Any, make_sdk: Callable[..., Sdk], tmp_path: Path) -> None:
-    sdk = make_sdk(COOKBOOK, direct)
+@proves_at_doors("cookbook", local="native", tinker="native", mint="native")
+def test_the_supervised_loop(door: Any, make_sdk: Callable[..., Sdk], tmp_path: Path) -> None:
+    sdk = make_sdk(COOKBOOK, door)
     arguments = {"folder": str(tmp_path / "run"), "save_every": 6}
     seen = sdk.run("cookbook_supervised", steps=12, **arguments)
     losses = one(seen, "losses")["losses"]
@@ -27,10 +27,11 @@ def test_the_supervised_loop(direct: Any, make_sdk: Callable[..., Sdk], tmp_path
         assert entry["sampler_path"].startswith("tinker://")
 
 
+@proves_at_doors("cookbook", local="native", tinker="native", mint="native")
 def test_the_reinforcement_learning_loop(
-    direct: Any, make_sdk: Callable[..., Sdk], tmp_path: Path
+    door: Any, make_sdk: Callable[..., Sdk], tmp_path: Path
 ) -> None:
-    sdk = make_sdk(COOKBOOK, direct)
+    sdk = make_sdk(COOKBOOK, door)
     seen = sdk.run("cookbook_rl", folder=str(tmp_path / "run"), steps=12)
     rewards = one(seen, "rewards")["rewards"]
     print(f"interop: the cookbook's rewards: {[round(reward, 3) for reward in rewards]}")
