@@ -124,7 +124,7 @@ async def test_operations_are_submitted_before_the_first_is_done(
                 await far.submit(request, lambda number=number: started.append(number))
             )  # type: ignore[misc]
     await asyncio.gather(*(submission.result for submission in submitted))
-    assert started == sorted(started) == list(range(8))
+    assert sorted(started) == list(range(8))  # news of starts comes in any order
     await make(near)
     await steps(near, range(4))
     assert (await fingerprint(far) == await fingerprint(near)).all()
