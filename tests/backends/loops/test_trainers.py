@@ -164,6 +164,33 @@ async def test_only_one_model_at_a_time_asks_for_an_earlier_trainer() -> None:
         assert asked == ["run0", None, "run0"]
 
 
+async def test_models_that_are_made_at_once_do_not_ask_for_one_trainer() -> None:
+    async with loops_script(reuse_from_run_id="run0") as (script, service, backend):
+        script.instead("/trainers", told(422))
+        results = await asyncio.gather(
+            *(make(backend, f"s-1:train:{number}") for number in range(3)),
+            return_exceptions=True,
+        )
+        asked = [a.json.get("reuse_from_run_id") for a in service.of("/v1/loops/trainers")]
+        assert sorted(map(str, asked)) == ["None", "None", "run0"]
+        assert sum(isinstance(result, GatewayError) for result in results) == 1
+        # Whichever it was that failed, the next one may ask if nobody has it.
+        for number in range(3):
+            await backend.unload_model(f"s-1:train:{number}")
+        await make(backend, "s-1:train:9")
+        assert service.of("/v1/loops/trainers")[-1].json["reuse_from_run_id"] == "run0"
+
+
+async def test_a_trainer_without_an_address_is_stopped_and_told() -> None:
+    async with loops_script() as (script, service, backend):
+        run = {"id": "run9", "base_model": BASE, "base_url": None, "deployment_id": None}
+        script.instead("/trainers", Reply({"run": run}))
+        with pytest.raises(GatewayError, match="base_url: is not given"):
+            await make(backend)
+        assert len(service.of("/v1/loops/trainers")) == 1
+    assert len(service.of("/v1/loops/runs/run9/deactivate")) == 1
+
+
 async def test_settings_are_told_to_the_service() -> None:
     settings = {
         "team": "ours",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 
 from tinkergate.backends.base import OnQueueState
@@ -14,10 +13,9 @@ from tinkergate.backends.loops.service import Call, Effect, Service, body_of
 from tinkergate.backends.loops.trainer import Trainer
 from tinkergate.dialects.loops.read_results import Run, run_from_json
 from tinkergate.dialects.loops.write_requests import trainer_json
+from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.errors import GatewayError, Kind
 from tinkergate.v1 import QueueState
-
-_log = logging.getLogger(__name__)
 
 MAKE_TRIES = 3
 """How often a trainer is asked for."""
@@ -37,8 +35,8 @@ class Trainers:
         self._errands = errands
         self._live: dict[str, Trainer] = {}
         """By the service's id of the run."""
-        self._reusing = ""
-        """The run of the trainer that was made of an earlier one."""
+        self._reusing: Trainer | str = ""
+        """The trainer that was made of an earlier one, or the name of one that is being made."""
 
     async def make(
         self,
@@ -55,7 +53,7 @@ class Trainers:
         settings = self._service.settings
         name = f"{model_id}-{secrets.token_hex(8)}"
         session = await self._control.session(model_id.rsplit(":", 2)[0])
-        reused = settings.reuse_from_run_id if self._reusing not in self._live else ""
+        reused = "" if self._reusing else settings.reuse_from_run_id
         body = trainer_json(
             session,
             base_model,
@@ -70,23 +68,28 @@ class Trainers:
                 "reuse_from_run_id": reused,
             },
         )
+        if reused:
+            self._reusing = name
         on_state(QueueState.QUEUE_STATE_PAUSED_CAPACITY, "a trainer is being asked for")
         call = self._control.create(
             "trainers", f"making a trainer for {model_id}", body, Effect.ONCE
         )
         try:
             run = await self._made(call, name)
-        except asyncio.CancelledError:
-            self._errands.run(self._abandon(name), f"letting go of the trainer of {model_id}")
+            if (other := self._live.get(run.run_id)) is not None:
+                raise self._service.broken(
+                    call.operation, f"answered run {run.run_id}, which trains {other.model_id}"
+                )
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                self._errands.run(self._abandon(name), f"letting go of the trainer of {model_id}")
+            if self._reusing == name:
+                self._reusing = ""
             raise
-        if (other := self._live.get(run.run_id)) is not None:
-            raise self._service.broken(
-                call.operation, f"answered run {run.run_id}, which trains {other.model_id}"
-            )
         trainer = Trainer(run, model_id)
         self._live[run.run_id] = trainer
         if reused:
-            self._reusing = run.run_id
+            self._reusing = trainer
         try:
             await self._readiness.trainer(trainer, on_state)
         except BaseException:
@@ -100,9 +103,8 @@ class Trainers:
         by its name, and asked for again only if there is none for a while."""
         for left in reversed(range(MAKE_TRIES)):
             try:
-                return await self._service.call(
-                    call, lambda answer: run_from_json(body_of(answer).fields("run"))
-                )
+                told = await self._service.call(call, lambda answer: body_of(answer).fields("run"))
+                return self._readable(call, told)
             except GatewayError as error:
                 if error.kind is not Kind.OUTCOME_UNKNOWN:
                     raise
@@ -116,6 +118,17 @@ class Trainers:
                 if not left:
                     raise
         raise AssertionError("the last try returns or raises")
+
+    def _readable(self, call: Call, told: Fields) -> Run:
+        """The run that was made. One that cannot be used is stopped."""
+        try:
+            return run_from_json(told)
+        except GatewayError as error:
+            if isinstance(run_id := told.value.get("id"), str):
+                self._errands.run(self._deactivate(run_id), "stopping a trainer")
+            raise self._service.broken(
+                call.operation, f"was answered what makes no sense: {error}"
+            ) from None
 
     async def _find(self, name: str) -> Run | None:
         for left in reversed(range(FIND_TRIES)):
@@ -142,6 +155,8 @@ class Trainers:
         if trainer.users:
             return
         self._stop_heart(trainer)
+        if self._reusing is trainer:
+            self._reusing = ""
         if self._live.pop(trainer.run.run_id, None) is not None:
             self._errands.run(self._deactivate(trainer.run.run_id), "stopping a trainer")
 
