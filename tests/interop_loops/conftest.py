@@ -42,7 +42,8 @@ def doors(
                     *("--model", str(micro_model_dir), "--http", "127.0.0.1:0"),
                     *("--loops-capacity", capacity),
                 ],
-                {"TINKERGATE_API_KEY": KEY},
+                # A model this small gains nothing by more threads, and two gateways share the machine.
+                {"TINKERGATE_API_KEY": KEY, "TINKERGATE_ENGINE_THREADS": "1"},
             )
             stack.callback(gateway.stop)
             found[capacity] = Door(gateway, capacity, str(micro_model_dir))

@@ -79,6 +79,7 @@ async def test_shared_capacity_asks_whose_a_call_is(loops: Any, make_datum: Any)
         (sampler, {}, 400, "run_or_sampler_required"),
         (sampler, run | mine, 400, "run_or_sampler_conflict"),
         (sampler, {"x-sampler-id": paired["id"]}, 403, "run_mismatch"),
+        (sampler, {"x-run-id": "s-0:train:0"}, 404, "run_not_found"),
         (paired, {"x-run-id": "s-0:train:0"}, 403, "run_mismatch"),
         (paired, {"x-run-id": "s-0:train:0"} | pin, 403, "run_mismatch"),
     )

@@ -20,7 +20,9 @@ from tinkergate.ingress.loops_rest.ids import in_own_words
 from tinkergate.ingress.tinker_rest.errors import json_response
 
 CODE = "loops_code"
-"""The metadata of an error that is marked as the serverless gateway's own: its code."""
+STATUS = "loops_status"
+"""The metadata of an error that is marked as the serverless gateway's own: its code, and the status
+if that is not the one of its kind."""
 
 _SOURCE = "06"
 
@@ -66,7 +68,7 @@ def marked(error: GatewayError, code: str, status: int | None = None) -> Gateway
     """The error as a refusal of the serverless gateway, which no client repeats."""
     told = {**error.metadata, CODE: code}
     if status is not None:
-        told["loops_status"] = str(status)
+        told[STATUS] = str(status)
     error.metadata = told
     return error
 
@@ -120,7 +122,7 @@ def _response(error: GatewayError, request_id: str, status: int) -> Response:
         headers["www-authenticate"] = 'Bearer realm="tinkergate"'
         code = code or "unauthenticated"
     if code is not None:
-        status = int(error.metadata.get("loops_status", status))
+        status = int(error.metadata.get(STATUS, status))
         headers["x-baseten-error-source"] = _SOURCE
         headers["x-baseten-error-code"] = code
     if error.retry_after is not None and status in (502, 503):

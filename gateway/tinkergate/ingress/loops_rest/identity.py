@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
+from tinkergate.errors import GatewayError
 from tinkergate.ingress.loops_rest.context import Context
 from tinkergate.ingress.loops_rest.errors import refusal
 from tinkergate.ingress.loops_rest.ids import SamplerKey, run_of
@@ -19,6 +20,7 @@ REQUIRED = "run_or_sampler_required"
 CONFLICT = "run_or_sampler_conflict"
 MISMATCH = "run_mismatch"
 UNKNOWN = "sampler_not_found"
+UNKNOWN_RUN = "run_not_found"
 
 
 def check_trainer(context: Context, request: Request, run_id: str) -> None:
@@ -52,7 +54,18 @@ def check_sampler(context: Context, request: Request, key: SamplerKey) -> None:
         )
     if run_id is not None and key.run_id and run_id != key.run_id:
         raise refusal(MISMATCH, f"X-Run-Id is {run_id!r}; the sampler is of {key.run_id!r}", 403)
+    if run_id is not None and run_id != key.run_id:
+        _check_known(context, run_id)
     if run_id is not None and path is not None:
         owner = run_of(path.removeprefix("bt://loops:").partition("/")[0])
         if owner != run_id:
             raise refusal(MISMATCH, f"X-Run-Id is {run_id!r}; the checkpoint is of {owner!r}", 403)
+
+
+def _check_known(context: Context, run_id: str) -> None:
+    """A run that there is, or was."""
+    if context.runs.find(run_id) is None:
+        try:
+            context.gateway.training_runs.get(run_id)
+        except GatewayError as error:
+            raise refusal(UNKNOWN_RUN, error.message, 404) from None

@@ -167,6 +167,7 @@ class _Trainers:
 
     async def _begin(self, run: Run, body: Body, key: str, make: _Make, empty: _Empty) -> Operation:
         """Read a request and give it its place."""
+        run.touched = True
         asked: Ordered | None = None
         try:
             asked, note = await make(run, body)
@@ -175,7 +176,6 @@ class _Trainers:
         except GatewayError as error:
             await self._refuse(asked or empty(), run, body.fields, key, error)
             raise
-        run.touched = True
         run.note_key(key, operation.name)
         if note is not None:
             self._context.notes.add(operation.name, note)

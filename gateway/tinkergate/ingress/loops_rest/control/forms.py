@@ -15,7 +15,7 @@ from tinkergate.ingress.loops_rest.context import CONTROL
 TEAM = "default"
 """The one team there is, by its name and its id."""
 
-USER = {"email": "user@localhost"}
+USER = {"email": ""}
 """Who made things is not known: keys have no owners here."""
 
 
