@@ -50,7 +50,7 @@ class Control:
         teams = await self._service.call(call, _read_teams)
         if team not in teams:
             raise GatewayError(
-                Kind.PRECONDITION,
+                Kind.UNAVAILABLE,
                 ErrorReason.ERROR_REASON_BACKEND_UNAVAILABLE,
                 f"backend {self._service.name!r}: team is {team!r}; the account has: "
                 + (", ".join(sorted(teams)) or "none"),
