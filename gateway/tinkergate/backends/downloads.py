@@ -38,7 +38,10 @@ class Downloads:
         pauses = Pauses(self._patience, 0.0)
         tries, etag = 0, ""
         while True:
-            headers = {"range": f"bytes={offset}-"} if offset else {}
+            # Places in a file are those of its own bytes, not of compressed ones.
+            headers = {"accept-encoding": "identity"}
+            if offset:
+                headers["range"] = f"bytes={offset}-"
             if offset and etag:
                 headers["if-range"] = etag
             try:

@@ -68,6 +68,9 @@ async def test_a_run_from_end_to_end(dedicated: bool) -> None:
         assert [body["seq_id"] for body in operations] == [1, 2, 3, 4, 5, 6]
         assert {body["run_id"] for body in operations} == {"run1"}
         assert all(asked.headers["authorization"] == f"Api-Key {KEY}" for asked in service.asked)
+        [session] = service.of("/v1/loops/sessions")
+        assert (session.method, session.headers["content-length"]) == ("POST", "0")
+        assert "content-type" not in session.headers
         assert all("//" not in asked.route.partition("?")[0] for asked in service.asked)
     # The sampler of its weights kept the trainer.
     assert [a.route for a in service.asked if "deactivate" in a.route] == [

@@ -56,6 +56,7 @@ async def test_files_are_listed_page_by_page() -> None:
         assert b"".join([piece async for piece in pieces]) == b"0123456789"
         [download] = service.of("/files/adapter_config.json")
         assert "authorization" not in download.headers
+        assert download.headers["accept-encoding"] == "identity"
 
 
 async def test_a_url_that_is_too_old_is_asked_for_anew() -> None:

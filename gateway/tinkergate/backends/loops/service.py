@@ -203,6 +203,9 @@ class Service:
             headers["authorization"] = f"Api-Key {self.settings.api_key}"
         if call.body is not None:
             headers["content-type"] = "application/json"
+        elif call.method != "GET":
+            # Some servers on the way refuse what has neither a body nor says that it has none.
+            headers["content-length"] = "0"
         return await self._client.send(
             call.method,
             call.url,
