@@ -42,7 +42,7 @@ def doors(
                     *("--model", str(micro_model_dir), "--http", "127.0.0.1:0"),
                     *("--loops-capacity", capacity),
                 ],
-                # A model this small gains nothing by more threads, and two gateways share the machine.
+                # A model this small gains nothing by more threads, and there are two gateways.
                 {"TINKERGATE_API_KEY": KEY, "TINKERGATE_ENGINE_THREADS": "1"},
             )
             stack.callback(gateway.stop)

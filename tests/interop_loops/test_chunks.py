@@ -28,11 +28,6 @@ def check(seen: Seen, reference: loops_reference.Seen) -> None:
     assert one(seen, "forward")["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("door", ["dedicated"], indirect=True)
-def test_as_the_sdk_posts_them(sdk: LoopsSdk, chunks_reference: loops_reference.Seen) -> None:
-    check(sdk.run("chunks"), chunks_reference)
-
-
 @pytest.mark.parametrize("door", ["serverless"], indirect=True)
 def test_backwards(sdk: LoopsSdk, door: Any, chunks_reference: loops_reference.Seen) -> None:
     """The part of the greater number arrives first, and waits for the other."""
