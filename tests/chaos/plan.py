@@ -84,6 +84,7 @@ def _everywhere(loops: bool) -> Iterator[tuple[str, Fault, int]]:
         yield "400 three times (starting)", Fault("status", 400), 3
         yield "404 three times (starting)", Fault("status", 404), 3
         yield "502", Fault("status", 502), 1
+        yield "504 after it was done", Fault("status_after", 504), 1
         yield "503 to come again in 1 s", Fault("status", 503, (("retry-after", "1"),)), 1
 
 

@@ -139,6 +139,7 @@ def train(trained: Trained, name: str) -> Results:
     ]
     results.note(trained.do(Deed("gradient", STEPS)))
     trained.do(Deed("step")).result(PATIENCE)
+    results.note(model.forward(batch(0)))  # what is loaded next would hide a step too many
     trained.go_back(path).result(PATIENCE)
     last = [(trained.do(Deed("gradient", s)), trained.do(Deed("step"))) for s in LAST]
     for gradient, update in last:
