@@ -35,6 +35,7 @@ from tinkergate.ingress.turns import takes_turn
 from tinkergate.v1 import (
     ForwardBackwardRequest,
     ForwardRequest,
+    GetOperationRequest,
     LoadStateRequest,
     Model,
     ModelState,
@@ -109,14 +110,20 @@ class _Trainers:
         if model.state == ModelState.MODEL_STATE_CREATING:
             return json_response({"status": "starting"}, 503)
         if model.state != ModelState.MODEL_STATE_READY:
-            state = ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
-            failed = GatewayError(
-                Kind.PRECONDITION,
-                ErrorReason.ERROR_REASON_MODEL_NOT_READY,
-                f"the trainer of run {run_id!r} cannot be used: {state}",
-            )
-            raise marked(failed, "trainer_failed", 410)
+            raise marked(await self._failure(run, model), "trainer_failed", 410)
         return json_response({"status": "ok"})
+
+    async def _failure(self, run: Run, model: Model) -> GatewayError:
+        """Why a run has no trainer."""
+        state = ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
+        asked = GetOperationRequest(name=run.create_name)
+        created = (await self._gateway.operations.get(asked)).operation
+        why = f"{state}: {created.error.message}" if created.HasField("error") else state
+        return GatewayError(
+            Kind.PRECONDITION,
+            ErrorReason.ERROR_REASON_MODEL_NOT_READY,
+            f"the trainer of run {run.run_id!r} cannot be used: {why}",
+        )
 
     async def _made(self, run: Run) -> Model:
         model = await self._runs.model(run)
