@@ -8,12 +8,14 @@ trains with any loss, at the price of one more forward.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinkergate.backends.base import Submission, TrainingResult
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.tensors import (
     array_from_tensor,
@@ -96,6 +98,35 @@ def forward_output(asked: ForwardRequest, forward: ForwardBackwardOutput) -> For
     logprobs = _logprobs(forward, asked)
     metrics, _ = _evaluated(asked, logprobs)
     return _output(logprobs, metrics)
+
+
+Accept = Callable[[ForwardRequest | ForwardBackwardRequest], Awaitable[Submission]]
+"""Has a backend take a request, at the end of a model's order."""
+
+
+async def emulate(request: ForwardRequest | ForwardBackwardRequest, accept: Accept) -> Submission:
+    """A request under a loss that the backend lacks. Returns when its second part has its place, so
+    nothing of the model comes between the two, if nothing of it is submitted meanwhile. Raises
+    GatewayError."""
+    output = await _uncancelled(await accept(forward_of(request)))
+    if isinstance(request, ForwardRequest):
+        done: asyncio.Future[TrainingResult] = asyncio.get_running_loop().create_future()
+        done.set_result(await asyncio.to_thread(forward_output, request, output))
+        return Submission(done)
+    surrogate = await asyncio.to_thread(Surrogate, request, output)
+    second = await accept(surrogate.request)
+
+    async def result() -> TrainingResult:
+        return surrogate.output(await _uncancelled(second))
+
+    return Submission(result(), queue_state=second.queue_state)
+
+
+async def _uncancelled(submission: Submission) -> ForwardBackwardOutput:
+    """The result of a forward or forward_backward, whose work goes on if its caller goes away."""
+    output = await asyncio.shield(asyncio.ensure_future(submission.result))
+    assert isinstance(output, ForwardBackwardOutput)
+    return output
 
 
 def _logprobs(

@@ -23,7 +23,7 @@ from tinkergate.backends.base import (
     TrainingRequest,
     TrainingResult,
 )
-from tinkergate.backends.emulation import Surrogate, forward_of, forward_output
+from tinkergate.backends.emulation import emulate
 from tinkergate.backends.failures import outcome_unknown
 from tinkergate.backends.known_checkpoints import KnownCheckpoint, KnownCheckpoints
 from tinkergate.backends.loops.capabilities import emulated_names
@@ -42,7 +42,6 @@ from tinkergate.dialects.loops.paths import LoopsPath, Target, loops_path
 from tinkergate.errors import ErrorReason, GatewayError, Kind, unsupported
 from tinkergate.v1 import (
     CheckpointSource,
-    ForwardBackwardOutput,
     ForwardBackwardRequest,
     ForwardRequest,
     LoadStateRequest,
@@ -96,6 +95,10 @@ class Training:
         OUTCOME_UNKNOWN the model takes nothing but LoadState."""
         model = self._models.require(request.model_id)
         progress = _Progress(on_start)
+
+        async def accept(request: TrainingRequest) -> Submission:
+            return await self._accepted(model, request, progress)
+
         if isinstance(request, LoadStateRequest):
             return await self._load(model, request, progress)
         if model.trainer.doubt:
@@ -103,11 +106,11 @@ class Training:
         if isinstance(request, ForwardRequest | ForwardBackwardRequest):
             self._check_normalization(model, request)
             if request.loss_fn in self._emulated:
-                return await self._emulate(model, request, progress)
+                return await emulate(request, accept)
         if isinstance(request, SaveWeightsForSamplerRequest) and not request.name:
             # There must be something to tell the new weights to.
             await self._samplers.paired(model.trainer)
-        return await self._accepted(model, request, progress)
+        return await accept(request)
 
     def _check_normalization(
         self, model: LoopsModel, request: ForwardRequest | ForwardBackwardRequest
@@ -130,28 +133,6 @@ class Training:
                 f"one is {kinds[per_token]}: they do not add up; take the step between them",
                 backend=self._service.name,
             )
-
-    async def _emulate(
-        self,
-        model: LoopsModel,
-        request: ForwardRequest | ForwardBackwardRequest,
-        progress: _Progress,
-    ) -> Submission:
-        """A request under a loss that is computed here. Returns when its second part has its
-        place, so nothing of the model comes between the two."""
-        first = await self._accepted(model, forward_of(request), progress)
-        output = await _uncancelled(first)
-        if isinstance(request, ForwardRequest):
-            done: asyncio.Future[TrainingResult] = asyncio.get_running_loop().create_future()
-            done.set_result(await asyncio.to_thread(forward_output, request, output))
-            return Submission(done)
-        surrogate = await asyncio.to_thread(Surrogate, request, output)
-        second = await self._accepted(model, surrogate.request, progress)
-
-        async def result() -> TrainingResult:
-            return surrogate.output(await _uncancelled(second))
-
-        return Submission(result())
 
     async def _accepted(
         self, model: LoopsModel, request: TrainingRequest, progress: _Progress
@@ -348,13 +329,6 @@ class Training:
         self._checkpoints.note(path, known)
         self._samplers.forget(path)
         return SavedCheckpoint(0, training, upstream_path)
-
-
-async def _uncancelled(submission: Submission) -> ForwardBackwardOutput:
-    """The result of a forward or forward_backward, whose work goes on if its caller goes away."""
-    output = await asyncio.shield(asyncio.ensure_future(submission.result))
-    assert isinstance(output, ForwardBackwardOutput)
-    return output
 
 
 def _path(request: SaveRequest) -> str:

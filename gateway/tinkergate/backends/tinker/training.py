@@ -22,7 +22,7 @@ from tinkergate.backends.base import (
     TrainingRequest,
     TrainingResult,
 )
-from tinkergate.backends.emulation import Surrogate, forward_of, forward_output
+from tinkergate.backends.emulation import emulate
 from tinkergate.backends.errands import Errands
 from tinkergate.backends.known_checkpoints import KnownCheckpoint, KnownCheckpoints
 from tinkergate.backends.tinker.capabilities import capabilities
@@ -34,7 +34,6 @@ from tinkergate.backends.tinker.service import Effect, Service
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.v1 import (
     CheckpointSource,
-    ForwardBackwardOutput,
     ForwardBackwardRequest,
     ForwardRequest,
     LoadStateRequest,
@@ -107,6 +106,10 @@ class Training:
         OUTCOME_UNKNOWN the model takes nothing but LoadState."""
         model = self._models.require(request.model_id)
         progress = _Progress(on_start)
+
+        async def accept(request: TrainingRequest) -> Submission:
+            return await self._accepted(model, request, progress)
+
         if isinstance(request, LoadStateRequest):
             return await self._load(model, request, progress)
         if model.doubt:
@@ -115,30 +118,8 @@ class Training:
             isinstance(request, ForwardRequest | ForwardBackwardRequest)
             and request.loss_fn in self._emulated
         ):
-            return await self._emulate(model, request, progress)
-        return await self._accepted(model, request, progress)
-
-    async def _emulate(
-        self,
-        model: UpstreamModel,
-        request: ForwardRequest | ForwardBackwardRequest,
-        progress: _Progress,
-    ) -> Submission:
-        """A request under a loss that the service lacks. Returns when its second part has its
-        place, so nothing of the model comes between the two."""
-        first = await self._accepted(model, forward_of(request), progress)
-        output = await _uncancelled(first)
-        if isinstance(request, ForwardRequest):
-            done: asyncio.Future[TrainingResult] = asyncio.get_running_loop().create_future()
-            done.set_result(await asyncio.to_thread(forward_output, request, output))
-            return Submission(done)
-        surrogate = await asyncio.to_thread(Surrogate, request, output)
-        second = await self._accepted(model, surrogate.request, progress)
-
-        async def result() -> TrainingResult:
-            return surrogate.output(await _uncancelled(second))
-
-        return Submission(result(), queue_state=second.queue_state)
+            return await emulate(request, accept)
+        return await accept(request)
 
     async def _accepted(
         self, model: UpstreamModel, request: TrainingRequest, progress: _Progress
@@ -293,13 +274,6 @@ class Training:
             self._errands.run(self._delete(replaced), f"removing {replaced}")
         own_path = saved.path if saved.path != path else ""
         return SavedCheckpoint(saved.size_bytes, training, own_path)
-
-
-async def _uncancelled(submission: Submission) -> ForwardBackwardOutput:
-    """The result of a forward or forward_backward, whose work goes on if its caller goes away."""
-    output = await asyncio.shield(asyncio.ensure_future(submission.result))
-    assert isinstance(output, ForwardBackwardOutput)
-    return output
 
 
 def _path(request: SaveRequest) -> str:
