@@ -267,6 +267,24 @@ def test_a_key_of_baseten_alone_makes_a_backend():
     assert "secret" not in repr(config)
 
 
+def test_settings_of_loops_that_do_not_go_together_are_told_where_they_stand(write):
+    file = write("[backends.far]\nkind = 'loops'\nreplicas = 2\nreuse_from_run_id = 'r'\n")
+    environment = {"BASETEN_API_KEY": "k", "LOOPS_BASE_URL": "http://h"}
+    with pytest.raises(ConfigError) as caught:
+        load_config({}, file=file, environment=environment)
+    assert f"{file}: backends.far: reuse_from_run_id goes with one replica" in str(caught.value)
+
+
+def test_a_gateway_is_no_loops_to_itself():
+    environment = {
+        "BASETEN_API_KEY": "k",
+        "LOOPS_BASE_URL": "http://127.0.0.1:8123",
+        "TINKERGATE_HTTP": "127.0.0.1:8123",
+    }
+    with pytest.raises(ConfigError, match=r"LOOPS_BASE_URL: .* is this gateway's own address"):
+        load_config({}, environment=environment)
+
+
 def test_a_table_of_loops_has_settings_of_its_own(write):
     file = write(
         "[backends.far]\nkind = 'loops'\nteam = 'east'\navailability_model = 'spot'\n"

@@ -87,5 +87,6 @@ def _complete(
     try:
         return table.completed(name, key, given, sources)
     except ValueError as error:
-        problems.append(f"{sources.get('base_url', where)}: {error}")
+        of_url = str(error).startswith("base_url")
+        problems.append(f"{sources.get('base_url', where) if of_url else where}: {error}")
         return table
