@@ -92,10 +92,12 @@ def linear_logprob(
     float [N] for the rows. Differentiable once in `hidden`, `weight`, A and B, for any gradient
     from above.
 
-    Sums are float32 whatever the dtypes are. With half-precision states and unembedding, products
-    of those are exact; the gradient of `hidden` is rounded to their precision. On a CPU the bits of
-    a row's answer do not depend on the rows beside it; while bfloat16 states run with a bfloat16
-    unembedding there, float32 products of other threads are rounded to bfloat16 factors.
+    Sums are float32 whatever the dtypes are; on a CPU the logits of targets and of the likeliest
+    tokens are summed in float64, so that their roundings do not show. With half-precision states
+    and unembedding, products of those are exact; the gradient of `hidden` is rounded to their
+    precision. On a CPU the bits of a row's answer do not depend on the rows beside it; while
+    bfloat16 states run with a bfloat16 unembedding there, float32 products of other threads are
+    rounded to bfloat16 factors.
 
     Takes memory for a few tiles of logits, and with gradients for about N x (D + r) floats for each
     of four parts of the vocabulary and at most `keep_bytes` of probabilities. Raises ValueError,
