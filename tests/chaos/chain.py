@@ -105,8 +105,8 @@ class Chain:
 
     @contextmanager
     def upstream_client(self) -> Iterator[Client]:
-        """A client of the upstream itself."""
-        with connect(self.upstream.grpc, api_key=KEYS[self.dialect]) as client:
+        """A client of the upstream itself, which may be standing still."""
+        with connect(self.upstream.grpc, api_key=KEYS[self.dialect], timeout=180.0) as client:
             yield client
 
     def restart_upstream(self) -> Callable[[], Awaitable[None]]:
