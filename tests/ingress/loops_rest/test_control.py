@@ -37,7 +37,7 @@ async def test_the_one_team(loops: Any) -> None:
         assert (await loops.post(f"teams/other/{route}", body)).status_code == 404
 
 
-async def test_a_run_as_it_is_told(loops: Any, dedicated: Any) -> None:
+async def test_a_run_as_it_is_told(loops: Any) -> None:
     trainer = await loops.trainer(name="demo", availability_model="spot", base_model="tiny")
     run = trainer.run
     # The alias is replaced by the name.
@@ -55,6 +55,8 @@ async def test_a_run_as_it_is_told(loops: Any, dedicated: Any) -> None:
     assert both["run"]["sampler"]["base_model"] == "micro"
     assert (await loops.get("loops/runs/s-1:train:9")).status_code == 404
 
+
+async def test_a_dedicated_trainer_has_a_deployment(dedicated: Any) -> None:
     own = (await dedicated.trainer()).run
     deployment = (await dedicated.told(f"loops/deployments/{own['deployment_id']}"))["deployment"]
     assert deployment["status"] == {"name": "RUNNING"}
@@ -155,7 +157,12 @@ async def test_checkpoints_survive_a_restart(open_loops: Any, make_datum: Any) -
     async with open_loops() as loops:
         trainer = await loops.trainer(name="before")
         await trainer.backward(make_datum())
-        path = (await trainer.result("save_state", {"name": "kept"}))["path"]
+        old = (await trainer.result("save_state", {"name": "old"}))["path"]
+        # From here on the run has another model behind it.
+        await trainer.init(2, seq_id=1)
+        saved = await trainer.result("save_state", {"name": "kept"}, seq_id=2)
+        path = saved["path"]
+        assert path == old.replace("old", "kept")
     async with open_loops() as loops:
         (run,) = (await loops.told("loops/runs"))["runs"]
         assert (run["id"], run["name"], run["status"]["name"]) == (
@@ -163,10 +170,12 @@ async def test_checkpoints_survive_a_restart(open_loops: Any, make_datum: Any) -
             "before",
             "INACTIVE",
         )
-        (listed,) = (await loops.told("loops/checkpoints", run_id=trainer.run_id))["checkpoints"]
-        assert listed["checkpoint_id"] == "kept"
-        resumed = await loops.trainer(path=path)
-        assert await resumed.result("load_state_with_optimizer", {"path": path}) == {"step": 0}
+        listed = (await loops.told("loops/checkpoints", run_id=trainer.run_id))["checkpoints"]
+        assert [each["checkpoint_id"] for each in listed] == ["kept", "old"]
+        for each, rank in ((path, 2), (old, 4)):
+            resumed = await loops.trainer(path=each, lora_rank=rank)
+            told = await resumed.result("load_state_with_optimizer", {"path": each})
+            assert told == {"step": 0}
 
 
 @pytest.mark.parametrize(

@@ -210,19 +210,22 @@ class Runs:
         while run.publishing:
             behind = (run.live.version if run.live else 0) < least
             name = run.publishing[0]
-            if behind and limit > 0:
-                wait = WaitOperationRequest(name=name)
-                wait.timeout.FromNanoseconds(round(limit * 1e9))
-                operation = (await self._gateway.operations.wait(wait)).operation
-            else:
-                asked = GetOperationRequest(name=name)
-                operation = (await self._gateway.operations.get(asked)).operation
+            operation = await self._operation(name, limit if behind else 0)
             if operation.state not in _DONE:
                 break
             if name in run.publishing:
                 run.publishing.remove(name)
                 self._take(run, operation)
         return run.live
+
+    async def _operation(self, name: str, limit: float) -> Operation:
+        """An operation, once it is done or after `limit` seconds."""
+        if limit <= 0:
+            asked = GetOperationRequest(name=name)
+            return (await self._gateway.operations.get(asked)).operation
+        wait = WaitOperationRequest(name=name)
+        wait.timeout.FromNanoseconds(round(limit * 1e9))
+        return (await self._gateway.operations.wait(wait)).operation
 
     def _take(self, run: Run, operation: Operation) -> None:
         saved = operation.save_weights_for_sampler

@@ -68,10 +68,14 @@ class _Deployments:
 
     def _form(self, request: Request, model: Model) -> dict[str, object]:
         run_id = run_of(model.model_id)
-        running = model.state == ModelState.MODEL_STATE_READY
+        # One that is being ended may still have its model.
+        ended = self._context.runs.find(run_id) is None
+        running = model.state == ModelState.MODEL_STATE_READY and not ended
+        failed = model.state == ModelState.MODEL_STATE_FAILED
+        state = "STOPPED" if ended and not failed else _STATES.get(model.state, "STOPPED")
         return {
             "id": deployment_id(run_id),
-            "status": {"name": _STATES.get(model.state, "STOPPED")},
+            "status": {"name": state},
             "active_run_id": run_id if running else None,
             "latest_run_id": run_id,
             "base_model": model.base_model,
