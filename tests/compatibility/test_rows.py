@@ -345,6 +345,24 @@ def test_models_that_act_are_refused_by_name(client: Client, front: Any, backend
         session.create_action_session(front.base_model, backend=backend)
 
 
+def test_loops_says_which_part_of_an_adapter_it_leaves_out(
+    client: Client, front: Any, answers_of_local: Callable[[bool], dict[str, Any]]
+) -> None:
+    asked = {"backend": "loops", "rank": 4, "seed": 11}
+    with client.create_session() as session:
+        model = session.create_model(front.base_model, **asked)
+        info = model.info()
+        assert not info.lora_config.train_unembed
+        assert "train_unembed is false" in "".join(info.notes)
+        losses = trained(model, 3)
+        with pytest.raises(OperationFailed, match="does not support train_unembed = true"):
+            session.create_model(front.base_model, exact_adapter=True, **asked)
+    without, whole = (answers_of_local(part)["losses"] for part in (False, True))
+    check_same(losses, without, "loops")
+    # The part makes a difference that these tests would see.
+    assert abs(losses[2] - whole[2]) > 1e-4 * whole[2]
+
+
 def test_what_loops_lacks_is_refused_by_name(
     client: Client,
     front: Any,
