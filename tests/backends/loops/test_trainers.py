@@ -53,6 +53,26 @@ async def test_the_control_plane_refuses(reply: Reply) -> None:
         assert not [a for a in service.asked if "deactivate" in a.route]
 
 
+@pytest.mark.parametrize("status", [404, 409, 410])
+async def test_a_session_that_has_ended_gets_a_successor(status: int) -> None:
+    async with loops_script() as (script, service, backend):
+        await make(backend)
+        for what in ("/trainers", "/samplers"):
+            script.instead(what, told(status))
+            if what == "/trainers":
+                await make(backend, "s-1:train:1")
+            else:
+                await run(backend, SaveWeightsForSamplerRequest(model_id=MODEL, sampler_seq_id=0))
+        assert len(service.of("/v1/loops/sessions")) == 3
+        assert len(service.of("/v1/loops/trainers")) == 3
+        assert len(service.of("/v1/loops/samplers")) == 2
+        # A fresh session that is refused too is not to blame.
+        script.instead("/trainers", told(status), told(status))
+        with pytest.raises(GatewayError, match=f"answered {status}"):
+            await make(backend, "s-1:train:2")
+        assert len(service.of("/v1/loops/trainers")) == 5
+
+
 async def test_a_trainer_that_was_made_though_the_answer_says_otherwise_is_taken() -> None:
     async with loops_script() as (script, service, backend):
 

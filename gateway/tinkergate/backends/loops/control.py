@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from tinkergate.backends.loops.service import Call, Effect, Service, body_of
@@ -23,10 +23,14 @@ from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.http import Answer
 from tinkergate.v1 import SupportedModel
 
+T = TypeVar("T")
+
 OPENING_TIME = 10.0
 """How long the service is tried at the start, in seconds; whoever starts the backend goes on."""
 SESSIONS_KEPT = 1024
 """How many sessions are remembered. One that was forgotten and is used again gets another there."""
+_GONE = frozenset({"404", "409", "410"})
+"""What may be answered to whoever names a session that has ended."""
 
 
 class Control:
@@ -89,6 +93,22 @@ class Control:
             oldest, _ = self._sessions.popitem(last=False)
             self._locks.pop(oldest, None)
         return self._sessions[key]
+
+    async def in_session(self, key: str, make: Callable[[str], Awaitable[T]]) -> T:
+        """Make something in the session of a key: in a fresh one if that of before is refused, as
+        it may have ended meanwhile. Raises GatewayError."""
+        kept = self._sessions.get(key)
+        if kept is not None:
+            self._sessions.move_to_end(key)
+            try:
+                return await make(kept)
+            except GatewayError as error:
+                status = error.metadata.get("upstream_status")
+                if status not in _GONE or error.kind is Kind.OUTCOME_UNKNOWN:
+                    raise
+            if self._sessions.get(key) == kept:
+                del self._sessions[key]
+        return await make(await self.session(key))
 
     async def models(self, patience: float | None = None) -> Sequence[SupportedModel]:
         """The base models."""

@@ -61,19 +61,26 @@ class UpstreamSamplers:
         """The sampler of a run, made if there is none."""
         async with trainer.pairing:
             if trainer.paired is None:
-                session = await self._control.session(trainer.model_id.rsplit(":", 2)[0])
-                body = {"session_id": session, "run_id": trainer.run.run_id}
-                trainer.paired = await self._post(body, f"the sampler of {trainer.model_id}")
+                trainer.paired = await self._post(
+                    trainer.model_id.rsplit(":", 2)[0],
+                    {"run_id": trainer.run.run_id},
+                    f"the sampler of {trainer.model_id}",
+                )
             return trainer.paired
 
-    async def _post(self, body: dict[str, Any], what: str) -> SamplerFacts:
+    async def _post(self, session_key: str, body: dict[str, Any], what: str) -> SamplerFacts:
         """Have a sampler made. One too many, after an answer that was lost, ends by itself."""
         if (replicas := self._service.settings.sampler_replicas) is not None:
             body = {**body, "num_replicas": replicas}
-        call = self._control.create("samplers", f"making {what}", body, Effect.NONE)
-        return await self._service.call(
-            call, lambda answer: sampler_from_json(body_of(answer).fields("sampler"))
-        )
+
+        async def make(session: str) -> SamplerFacts:
+            asked = {"session_id": session, **body}
+            call = self._control.create("samplers", f"making {what}", asked, Effect.NONE)
+            return await self._service.call(
+                call, lambda answer: sampler_from_json(body_of(answer).fields("sampler"))
+            )
+
+        return await self._control.in_session(session_key, make)
 
     def hold(self, trainer: Trainer) -> None:
         """A trainer is going to be needed for a sampler, until `let_go`."""
@@ -135,14 +142,11 @@ class UpstreamSamplers:
     ) -> LoopsSampler:
         """A sampler of a base model, or of a checkpoint, that belongs to no run."""
         settings = self._service.settings
-        body: dict[str, Any] = {
-            "session_id": await self._control.session(session_key),
-            "availability_model": settings.availability_model,
-        }
+        body: dict[str, Any] = {"availability_model": settings.availability_model}
         body |= {"model_path": upstream_path} if upstream_path else {"base_model": base_model}
         if settings.max_seq_len is not None:
             body["max_seq_length"] = settings.max_seq_len  # trainers have another name for it
-        facts = await self._post(body, f"sampler {named}")
+        facts = await self._post(session_key, body, f"sampler {named}")
         if upstream_path:
             headers = {"x-checkpoint-path": upstream_path}
         else:

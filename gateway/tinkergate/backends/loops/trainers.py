@@ -52,33 +52,36 @@ class Trainers:
         Raises GatewayError, and leaves nothing behind then, nor if cancelled."""
         settings = self._service.settings
         name = f"{model_id}-{secrets.token_hex(8)}"
-        session = await self._control.session(model_id.rsplit(":", 2)[0])
+        making = f"making a trainer for {model_id}"
         reused = "" if self._reusing else settings.reuse_from_run_id
-        body = trainer_json(
-            session,
-            base_model,
-            rank,
-            availability=settings.availability_model,
-            replicas=settings.replicas,
-            name=name,
-            optional={
-                "seed": seed,
-                "max_seq_len": settings.max_seq_len,
-                "path": path,
-                "reuse_from_run_id": reused,
-            },
-        )
+
+        async def asked(session: str) -> Run:
+            body = trainer_json(
+                session,
+                base_model,
+                rank,
+                availability=settings.availability_model,
+                replicas=settings.replicas,
+                name=name,
+                optional={
+                    "seed": seed,
+                    "max_seq_len": settings.max_seq_len,
+                    "path": path,
+                    "reuse_from_run_id": reused,
+                },
+            )
+            return await self._made(
+                self._control.create("trainers", making, body, Effect.ONCE), name
+            )
+
         if reused:
             self._reusing = name
         on_state(QueueState.QUEUE_STATE_PAUSED_CAPACITY, "a trainer is being asked for")
-        call = self._control.create(
-            "trainers", f"making a trainer for {model_id}", body, Effect.ONCE
-        )
         try:
-            run = await self._made(call, name)
+            run = await self._control.in_session(model_id.rsplit(":", 2)[0], asked)
             if (other := self._live.get(run.run_id)) is not None:
                 raise self._service.broken(
-                    call.operation, f"answered run {run.run_id}, which trains {other.model_id}"
+                    making, f"answered run {run.run_id}, which trains {other.model_id}"
                 )
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
