@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -204,6 +205,19 @@ async def test_init_resets_whatever_was_done(loops: Any, make_datum: Any) -> Non
     assert len((await loops.told("loops/runs"))["runs"]) == 1
     alive = [m for m in loops.gateway._book.live if not m.closing]
     assert len(alive) == 1
+
+
+async def test_a_repeated_init_resets_once(loops: Any, make_datum: Any) -> None:
+    trainer = await loops.trainer()
+    await trainer.backward(make_datum())
+    body = {"lora_rank": 4, "base_model": "micro"}
+    begun = await asyncio.gather(
+        *(trainer.begin("init_trainer_server", body, seq_id=1, key="k") for _ in range(4))
+    )
+    assert len(set(begun)) == 1
+    assert (await trainer.poll(begun[0]))["result"] == {"step": 0, "lora_rank": 4}
+    # One model before, one after.
+    assert len(list(loops.gateway._book.newest_first())) == 2
 
 
 async def test_the_version_is_the_number_of_steps_at_the_save(

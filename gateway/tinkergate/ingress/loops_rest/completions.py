@@ -21,6 +21,9 @@ from tinkergate.v1 import DecodeRequest, SampleRequest, SampleResponse
 PRUNE_FROM = 1024
 """From how many calls on those are looked for that are no longer kept."""
 
+MAX_PROMPT_BYTES = 128 << 20
+"""The most bytes of prompts of calls that are done; the answers of the oldest go with them."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -55,7 +58,11 @@ class Completions:
         self._rendering = gateway.rendering
         self._notes: OrderedDict[str, _Note] = OrderedDict()
         self._by_key: dict[tuple[str, str], str] = {}
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        """Of the calls that are being submitted."""
         self._prune_at = PRUNE_FROM
+        self._bytes = 0
+        """Of all prompts."""
 
     def known(self, sampler_id: str, call: str) -> str | None:
         """The name of the call with this key, if there was one whose answer is still kept."""
@@ -70,34 +77,53 @@ class Completions:
         return name
 
     async def begin(self, sampler_id: str, call: str, drawing: Drawing) -> str:
-        """Begin to draw; answers the call's name. Raises GatewayError."""
+        """Begin to draw; answers the call's name, that of an earlier call with the key if there was
+        one. Raises GatewayError."""
+        if not call:
+            return await self._begin((sampler_id, ""), drawing)
+        key = (sampler_id, call)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            try:
+                return self.known(sampler_id, call) or await self._begin(key, drawing)
+            finally:
+                self._locks.pop(key, None)
+
+    async def _begin(self, key: tuple[str, str], drawing: Drawing) -> str:
         asked = drawing.request
         chunks = asked.prompt.chunks
         text = all(chunk.WhichOneof("chunk") == "encoded_text" for chunk in chunks)
         prompt = b"".join(chunk.encoded_text.tokens for chunk in chunks) if text else None
         future = await self._futures.submit(asked)
-        key = (sampler_id, call)
         kept = replace(drawing, request=SampleRequest())
         self._notes[future.name] = _Note(key, prompt, kept, int(time.time()))
-        if call:
+        self._bytes += len(prompt or b"")
+        if key[1]:
             self._by_key[key] = future.name
         self._prune()
         return future.name
 
     def _prune(self) -> None:
-        """Forget the calls whose answers are no longer kept."""
-        if len(self._notes) < self._prune_at:
+        """Forget the calls whose answers are no longer kept; and of those that are done the oldest,
+        where the prompts of all take too much."""
+        crowded = self._bytes > MAX_PROMPT_BYTES
+        if len(self._notes) < self._prune_at and not crowded:
             return
         for name in list(self._notes):
             try:
-                self._futures.require(name)
+                done = self._futures.require(name).call.done
             except GatewayError:
                 self._forget(name)
+            else:
+                if done and self._bytes > MAX_PROMPT_BYTES:
+                    self._forget(name)
         self._prune_at = max(PRUNE_FROM, 2 * len(self._notes))
 
     def _forget(self, name: str) -> None:
         note = self._notes.pop(name, None)
-        if note is not None and self._by_key.get(note.key) == name:
+        if note is None:
+            return
+        self._bytes -= len(note.prompt or b"")
+        if self._by_key.get(note.key) == name:
             del self._by_key[note.key]
 
     def version(self, name: str) -> int | None:

@@ -6,6 +6,7 @@ earlier one is told by its checkpoints.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -73,6 +74,8 @@ class Run:
     first_seq: int | None = None
     """The seq_id of the call that made the model ready: those of other calls are counted from it.
     None before it."""
+    resetting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the run is reset."""
     touched: bool = False
     """Whether the model has been asked for anything."""
     keys: OrderedDict[str, str] = field(default_factory=OrderedDict)

@@ -76,10 +76,7 @@ class _Samplers:
                 drawing = await self._drawing(request, key, body)
             except _Behind as behind:
                 return json_response({"detail": str(behind)}, 408)
-            # A repeat may have come first while the request was read.
-            known = self._completions.known(key.sampler_id, call)
-            if known is None:
-                known = await self._completions.begin(key.sampler_id, call, drawing)
+            known = await self._completions.begin(key.sampler_id, call, drawing)
         if self._context.serverless:
             url = self._context.sampler_url(request, key.sampler_id)
             return accepted(known, f"{url}/operations/{known}")

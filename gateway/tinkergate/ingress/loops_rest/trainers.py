@@ -147,14 +147,15 @@ class _Trainers:
         run = self._run(request)
         body = await body_of(request)
         key = request.headers.get("idempotency-key", "")
-        if (known := run.keys.get(key)) is None:
-            fields = body.fields
-            _check_run(run, fields)
-            rank = fields.integer("lora_rank")
-            if rank < 1:
-                raise fields.wrong("lora_rank", "must be at least 1")
-            known = await self._runs.reset(run, rank, _seq_id(fields))
-            run.note_key(key, known)
+        async with run.resetting:
+            if (known := run.keys.get(key)) is None:
+                fields = body.fields
+                _check_run(run, fields)
+                rank = fields.integer("lora_rank")
+                if rank < 1:
+                    raise fields.wrong("lora_rank", "must be at least 1")
+                known = await self._runs.reset(run, rank, _seq_id(fields))
+                run.note_key(key, known)
         return self._accepted(request, run, known)
 
     def operation(self, make: _Make, empty: _Empty) -> Callable[[Request], Awaitable[Response]]:
