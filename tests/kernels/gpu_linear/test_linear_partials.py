@@ -100,6 +100,15 @@ def test_ignored_rows_are_not_read() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_a_row_is_the_same_bits_alone_in_7_and_in_500(dtype: torch.dtype) -> None:
+    case = make_case(500, 40, 300, dtype=dtype, k=2, rank=2, bias=True)
+    every = linear.merge(run(case))
+    for rows in (slice(3, 4), slice(3, 10), slice(493, 500)):
+        for x, y in zip(linear.merge(run(case.rows(rows))), every, strict=True):
+            assert same_bits(x, y[rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_parts_of_the_vocabulary_merge_to_the_same_bits(dtype: torch.dtype) -> None:
     case = make_case(9, 48, 1024, dtype=dtype, k=2, rank=3, bias=True, softcap=30.0, ignored=True)
     wanted = run(case, split=128)
