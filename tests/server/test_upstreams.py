@@ -69,11 +69,15 @@ def test_the_same_program_on_three_backends_interleaved(front: Any) -> None:
             drawn[name] = [list(each.tokens) for each in sampled.sequences]
             scored[name] = sampler.score([TOKENS])[0].logprobs[1:].tolist()
         assert drawn["labs/far"] == drawn["labs/minted"] == drawn["here"]
-        assert scored["labs/far"] == scored["labs/minted"] == scored["here"]
+        # There prompts are read to sample from, here texts to score: in other batches.
+        assert (
+            scored["labs/far"] == scored["labs/minted"] == pytest.approx(scored["here"], rel=1e-5)
+        )
 
         # A base model goes to the backend that its name belongs to, too.
         plain = [client.score([TOKENS], base_model=name)[0].logprobs[1:].tolist() for name in names]
-        assert plain[0] == plain[1] == plain[2] != scored["here"]
+        assert plain[1] == plain[2] == pytest.approx(plain[0], rel=1e-5)
+        assert plain[0] != pytest.approx(scored["here"], rel=1e-2)
 
 
 @pytest.mark.parametrize("capacity", ["serverless", "dedicated"])
@@ -128,7 +132,7 @@ def test_the_same_program_on_loops(
         assert trained["labs/far"] == pytest.approx(trained["here"], rel=1e-6)
         assert trained["here"][0] > trained["here"][4]
         assert drawn["labs/far"] == drawn["here"]
-        assert scored["labs/far"] == pytest.approx(scored["here"], rel=1e-6)
+        assert scored["labs/far"] == pytest.approx(scored["here"], rel=1e-5)
         assert adapters["labs/far"] == adapters["here"]
 
 
