@@ -66,8 +66,7 @@ def test_on_a_terminal_a_bar_goes_along(stored: tuple[GatewayProcess, str], tmp_
     done.stdout.close()
     assert done.wait() == 0, shown
     text = shown.decode()
-    assert WEIGHTS in text
-    assert "MiB" in text
+    # How often it is painted is a matter of time; that it is at the end is not.
     assert "30.0/30.0 MiB" in text
     assert [line.split("  ")[-2].rpartition("/")[2] for line in lines] == [
         "adapter_config.json",
