@@ -26,7 +26,7 @@ import pyqwest
 IDLE_CONNECTIONS = 256
 """How many connections to one host are kept open for the next request."""
 
-_URL = re.compile(r"(error sending request )?for url \(.*?\):? ?")
+_URL = re.compile(r"(error sending request )?for url \(\S*\):? ?")
 
 
 class NotSent(Exception):
