@@ -227,6 +227,20 @@ def open_loops(micro_model_dir: Path, tmp_path: Path) -> OpenLoops:
     return start
 
 
+class HandClock(Clock):
+    """A clock that is set by hand."""
+
+    seconds = 0.0
+
+    def elapsed(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
 @pytest.fixture
 async def loops(open_loops: OpenLoops) -> AsyncIterator[Loops]:
     """A serverless door without keys."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tinkergate.v1 import WaitOperationRequest
+
 
 async def trained(loops: Any, make_datum: Any, steps: int = 1) -> Any:
     trainer = await loops.trainer()
@@ -191,6 +193,30 @@ async def test_a_floor_waits_for_what_is_on_its_way(dedicated: Any, make_datum: 
     await trainer.begin("optim_step", {"adam_params": {}}, seq_id=4)
     answer = await waiting
     assert (answer.status_code, answer.headers["x-trainers-policy-version"]) == (200, "2")
+
+
+async def test_what_was_published_is_served_when_its_result_is_not_kept_any_more(
+    open_loops: Any, make_datum: Any, clock: Any
+) -> None:
+    patient = {"session_expires_after": 1e6, "result_retention": 100.0}
+    async with open_loops("dedicated", clock=clock, core=patient) as loops:
+        trainer = await trained(loops, make_datum)
+        sampler = await loops.sampler(run_id=trainer.run_id)
+        await trainer.publish("first")
+        clock.seconds += 101
+        await loops.gateway.reap()
+        floor = {"x-min-policy-version": "1"}
+        served = await loops.sample(sampler, headers=floor)
+        assert (served.status_code, served.headers["x-trainers-policy-version"]) == (200, "1")
+        # One that nobody asks after until it is forgotten is in nobody's way.
+        name = await trainer.begin(
+            "save_weights_for_sampler", {"name": "second", "bump_version": True}
+        )
+        await loops.gateway.operations.wait(WaitOperationRequest(name=name))
+        clock.seconds += 100_000
+        await loops.gateway.reap()
+        again = await loops.sample(sampler, headers=floor)
+        assert (again.status_code, again.headers["x-trainers-policy-version"]) == (200, "1")
 
 
 async def test_a_checkpoint_is_served_until_the_floor_is_reached(

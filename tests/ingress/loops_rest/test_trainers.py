@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from tinkergate.core.clock import Clock
-
 FLAG = {"skip_token_normalization": True}
 
 
@@ -273,8 +271,7 @@ async def test_a_full_queue_is_a_failure_that_is_repeated(open_loops: Any, make_
         await trainer.result("optim_step", {"adam_params": {}}, seq_id=2)
 
 
-async def test_the_session_lives_by_health_probes(open_loops: Any) -> None:
-    clock = HandClock()
+async def test_the_session_lives_by_health_probes(open_loops: Any, clock: Any) -> None:
     async with open_loops(clock=clock, core={"session_expires_after": 100.0}) as loops:
         trainer = await loops.trainer()
         for _ in range(4):
@@ -287,12 +284,3 @@ async def test_the_session_lives_by_health_probes(open_loops: Any) -> None:
         assert (answer.status_code, answer.json()["details"]["reason"]) == (410, "MODEL_NOT_READY")
         run = (await loops.told(f"loops/runs/{trainer.run_id}"))["run"]
         assert run["status"] == {"name": "INACTIVE"}
-
-
-class HandClock(Clock):
-    """A clock that is set by hand."""
-
-    seconds = 0.0
-
-    def elapsed(self) -> float:
-        return self.seconds

@@ -33,6 +33,9 @@ from tinkergate.v1 import (
 MAX_KEYS = 10_000
 """How many calls of a run are known by their keys."""
 
+MAX_GENERATIONS_KNOWN = 10_000
+"""Of how many runs without a model it is remembered how often they were reset."""
+
 NAME = "loops.name"
 AVAILABILITY = "loops.availability_model"
 """Metadata of the models of runs."""
@@ -109,8 +112,8 @@ class Runs:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._runs: dict[str, Run] = {}
-        self._generations: dict[str, int] = {}
-        """How often runs were reset that have no model any more."""
+        self._generations: OrderedDict[str, int] = OrderedDict()
+        """How often runs were reset that have no model any more, of those asked for last."""
         gateway.sessions.on_end.append(self._session_ended)
 
     def _session_ended(self, session_id: str) -> None:
@@ -213,7 +216,13 @@ class Runs:
         while run.publishing:
             behind = (run.live.version if run.live else 0) < least
             name = run.publishing[0]
-            operation = await self._operation(name, limit if behind else 0)
+            try:
+                operation = await self._operation(name, limit if behind else 0)
+            except GatewayError:
+                # Nobody has asked for so long that it is forgotten.
+                if name in run.publishing:
+                    run.publishing.remove(name)
+                continue
             if operation.state not in _DONE:
                 break
             if name in run.publishing:
@@ -261,6 +270,8 @@ class Runs:
             places = (place_of(each.model_id) for each in self.checkpoints())
             own = [p.generation for p in places if p is not None and p.run_id == run_id]
             self._generations[run_id] = max(own, default=0)
+            if len(self._generations) > MAX_GENERATIONS_KNOWN:
+                self._generations.popitem(last=False)
         return self._generations[run_id]
 
     @staticmethod

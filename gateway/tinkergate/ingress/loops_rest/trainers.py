@@ -253,7 +253,11 @@ class _Trainers:
                 f"run {run_id!r} has no operation {name[:300]!r}",
             )
         request.scope["state"]["quiet"] = True
-        return await self._results.answer(name)
+        answer = await self._results.answer(name)
+        if (run := self._runs.find(run_id)) is not None:
+            # What was published is noted now: results are not kept for ever.
+            await self._runs.published(run, 0, 0)
+        return answer
 
     def _run(self, request: Request) -> Run:
         run_id = request.path_params["run_id"]
