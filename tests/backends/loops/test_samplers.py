@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tinker_upstream import make
 
 from tinkergate.backends.base import SampleEvents
 from tinkergate.backends.loops import readiness, sampling
+from tinkergate.backends.loops import service as service_module
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.v1 import (
     SampleRequest,
@@ -97,6 +99,15 @@ async def test_a_sampler_that_is_gone_is_made_again(dedicated: bool) -> None:
         assert len(service.of("/v1/loops/samplers")) == 3
 
 
+async def test_a_sampler_that_is_gone_is_made_again_once_for_all_calls() -> None:
+    async with loops_script(dedicated=True) as (script, service, backend):
+        await sample(backend, **ASKED)
+        script.instead("/sampler1/sync/sample", *[told(404)] * 4)
+        answers = await asyncio.gather(*(sample(backend, **ASKED) for _ in range(4)))
+        assert [tokens_of(answer) for answer in answers] == [[[7, 8]]] * 4
+        assert len(service.of("/v1/loops/samplers")) == 2
+
+
 async def test_the_sampler_of_a_run_is_not_made_again() -> None:
     async with loops_script() as (script, service, backend):
         await make(backend)
@@ -138,6 +149,50 @@ async def test_a_queued_call_that_nobody_waits_for_is_cancelled() -> None:
     assert cancelled.method == "POST"
     assert cancelled.headers["x-sampler-id"] == "sampler1"
     assert "idempotency-key" not in cancelled.headers
+
+
+async def test_a_queued_call_that_is_given_up_is_cancelled() -> None:
+    async with loops_script(retry_time=0.05) as (script, service, backend):
+
+        def away(asked: Any) -> Reply | None:
+            polled = "/operations/" in asked.route and "cancel" not in asked.route
+            return told(502) if polled else None
+
+        script.instead("", *[away] * 1000)
+        with pytest.raises(GatewayError, match="answered 502"):
+            await sample(backend, **ASKED)
+    [cancelled] = [asked for asked in service.asked if asked.route.endswith("/cancel")]
+    assert cancelled.method == "POST"
+
+
+@pytest.mark.parametrize("dedicated", [False, True])
+async def test_a_large_answer_is_read(dedicated: bool) -> None:
+    drawn = list(range(100, 30_100))
+    completion = {
+        "choices": [
+            {
+                "index": n,
+                "token_ids": drawn,
+                "logprobs": {"tokens": drawn, "token_logprobs": [-0.5] * len(drawn)},
+                "finish_reason": "length",
+            }
+            for n in range(4)
+        ]
+    }
+    assert len(json.dumps(completion)) > service_module.THREAD_BYTES
+    asked = {**ASKED, "num_samples": 4, "sampling_params": SamplingParams(max_tokens=30_000)}
+    async with loops_script(dedicated=dedicated) as (script, _, backend):
+        if dedicated:
+            script.instead("/sample", Reply(completion))
+        else:
+
+            def polled(asked: Any) -> Reply | None:
+                done = {"status": "done", "result": completion}
+                return Reply(done) if "/operations/" in asked.route else None
+
+            script.instead("", *[polled] * 20)
+        answer = await sample(backend, **asked)
+        assert tokens_of(answer) == [drawn] * 4
 
 
 async def test_the_identity_of_calls_is_one_of_three() -> None:

@@ -6,12 +6,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from tinkergate.backends.failures import outcome_unknown, retry_after, unreachable
 from tinkergate.backends.loops.errors import failed_operation, status_error
-from tinkergate.backends.loops.service import Call, Effect, Service, body_of
+from tinkergate.backends.loops.service import (
+    THREAD_BYTES,
+    Call,
+    Effect,
+    Service,
+    at_leisure,
+    body_of,
+)
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.errors import GatewayError, invalid_field
 from tinkergate.http import Answer, AnswerLost, NotSent
@@ -21,8 +28,6 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 SHORT_POLL = 0.3
 """A poll that is answered sooner than this, in seconds, was not held; the next one waits."""
-THREAD_BYTES = 1 << 20
-"""From how many bytes on an answer is read on another thread."""
 _AGAIN = frozenset({429, 500, 502, 504})
 """Answers after which a result is asked for again, as after one that is lost."""
 
@@ -120,14 +125,14 @@ class Operations:
                 large = len(answer.body) > THREAD_BYTES
                 if answer.status == 200:
                     try:
-                        fields = await _at_leisure(body_of, answer, large=large)
+                        fields = await at_leisure(body_of, answer, large=large)
                         status = fields.optional_text("status")
                         if status == "error":
                             raise _Failed(fields)
                         pending = status != "done"
                         if not pending:
                             result = fields.fields("result")
-                            return await _at_leisure(self._read, read, result, large=large)
+                            return await at_leisure(self._read, read, result, large=large)
                     except _Failed as failed:
                         raise failed_operation(
                             service.name, work.operation, work.operation_id, failed.fields.value
@@ -176,11 +181,6 @@ class Operations:
         if work.effect is Effect.NONE:
             return unreachable(name, operation, problem, operation_id)
         return outcome_unknown(name, operation, f"it {problem}", operation_id, work.look)
-
-
-async def _at_leisure(read: Callable[..., T], *args: Any, large: bool) -> T:
-    """What a function answers, on another thread if it has much to read."""
-    return await asyncio.to_thread(read, *args) if large else read(*args)
 
 
 class _Failed(Exception):

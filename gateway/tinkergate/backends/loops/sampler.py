@@ -45,6 +45,7 @@ class LoopsSampler:
     """Calls that are running."""
     closing: bool = False
     ready: asyncio.Lock = field(default_factory=asyncio.Lock)
+    remaking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def dedicated(self) -> bool:

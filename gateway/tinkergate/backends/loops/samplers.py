@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 SHARED = ""
 """The key of the session for what belongs to no session of the gateway."""
+ECHOES_KEPT = 1024
+"""Of how many addresses it is remembered how they answer."""
 
 
 class UpstreamSamplers:
@@ -54,7 +56,7 @@ class UpstreamSamplers:
         self._on_demand: OrderedDict[tuple[str, str], LoopsSampler] = OrderedDict()
         """By what a request names, the one used least lately first."""
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
-        self._echoes: dict[str, Echo] = {}
+        self._echoes: OrderedDict[str, Echo] = OrderedDict()
         """By the samplers' addresses."""
 
     async def paired(self, trainer: Trainer) -> SamplerFacts:
@@ -127,14 +129,17 @@ class UpstreamSamplers:
             key, spec.base_model, path, spec.sampler_id
         )
 
-    async def remake(self, sampler: LoopsSampler) -> bool:
-        """The service does not have a sampler any more: make it again of what it was made of. False
-        if that is out of the question."""
+    async def remake(self, sampler: LoopsSampler, gone: SamplerFacts) -> bool:
+        """The service does not have a sampler any more: make it again of what it was made of, once
+        for all calls that find it gone. False if that is out of the question."""
         if sampler.made_of is None:
             return False
-        fresh = await self._apart(*sampler.made_of, sampler.facts.sampler_id)
-        sampler.facts, sampler.headers, sampler.echo = fresh.facts, fresh.headers, fresh.echo
-        sampler.looked = sampler.answered = False
+        async with sampler.remaking:
+            if sampler.facts is not gone:
+                return True
+            fresh = await self._apart(*sampler.made_of, gone.sampler_id)
+            sampler.facts, sampler.headers, sampler.echo = fresh.facts, fresh.headers, fresh.echo
+            sampler.looked = sampler.answered = False
         return True
 
     async def _apart(
@@ -161,7 +166,10 @@ class UpstreamSamplers:
         )
 
     def _echo(self, facts: SamplerFacts) -> Echo:
-        return self._echoes.setdefault(facts.base_url, Echo())
+        echo = self._echoes.setdefault(facts.base_url, Echo())
+        if len(self._echoes) > ECHOES_KEPT:
+            self._echoes.popitem(last=False)
+        return echo
 
     def close_sampler(self, sampler_id: str) -> None:
         """Let go of a sampler. Unknown ids are no error."""
@@ -200,7 +208,10 @@ class UpstreamSamplers:
 
     def forget(self, model_path: str) -> None:
         """What the path stood for has changed or is gone."""
-        sampler = self._on_demand.pop(("model_path", model_path), None)
+        key = ("model_path", model_path)
+        if (lock := self._locks.get(key)) is not None and not lock.locked():
+            del self._locks[key]
+        sampler = self._on_demand.pop(key, None)
         if sampler is not None:
             self._close(sampler)
 

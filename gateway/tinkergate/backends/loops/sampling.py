@@ -12,11 +12,18 @@ import numpy as np
 
 from tinkergate.backends.base import OnQueueState, SampleEvents
 from tinkergate.backends.errands import Errands
-from tinkergate.backends.loops.operations import OperationLost, Operations, accepted
+from tinkergate.backends.loops.operations import Accepted, OperationLost, Operations, accepted
 from tinkergate.backends.loops.readiness import Readiness
 from tinkergate.backends.loops.sampler import LoopsSampler
 from tinkergate.backends.loops.samplers import UpstreamSamplers
-from tinkergate.backends.loops.service import QUEUE, SAMPLER, Call, Service, body_of
+from tinkergate.backends.loops.service import (
+    QUEUE,
+    SAMPLER,
+    Call,
+    Service,
+    at_leisure,
+    body_of,
+)
 from tinkergate.dialects.loops.read_completions import IntArray, response_from_json
 from tinkergate.dialects.loops.write_requests import prompt_tokens, sample_json
 from tinkergate.dialects.tinker.json_fields import Fields
@@ -27,6 +34,8 @@ from tinkergate.v1 import QueueState, SampleRequest, SampleResponse
 LOST_TRIES = 3
 """How often a call is submitted whose result the service loses."""
 CANCEL_TIMEOUT = 5.0
+THREAD_NUMBERS = 1 << 14
+"""From how many numbers on an answer is made a message on another thread."""
 POLICY_VERSION = "x-trainers-policy-version"
 
 
@@ -93,11 +102,14 @@ class Drawing:
         body = sample_json(request, max_tokens)
         self._samplers.begin(sampler)
         try:
+            facts = sampler.facts
             try:
                 fields = await self._drawn(sampler, body, on_state)
             except GatewayError as error:
                 # Samplers that nobody used for long are gone.
-                if error.kind is not Kind.NOT_FOUND or not await self._samplers.remake(sampler):
+                if error.kind is not Kind.NOT_FOUND or not await self._samplers.remake(
+                    sampler, facts
+                ):
                     raise
                 fields = await self._drawn(sampler, body, on_state)
         finally:
@@ -106,7 +118,15 @@ class Drawing:
         sampler.seen = asyncio.get_running_loop().time()
         tokens = _text_alone(request)
         try:
-            return response_from_json(fields, request, tokens, max_tokens, sampler.echo)
+            return await at_leisure(
+                response_from_json,
+                fields,
+                request,
+                tokens,
+                max_tokens,
+                sampler.echo,
+                large=_numbers(request, max_tokens) > THREAD_NUMBERS,
+            )
         except GatewayError as error:
             raise self._service.broken(
                 f"sample of {sampler.facts.sampler_id}",
@@ -129,10 +149,7 @@ class Drawing:
         if params.HasField("max_tokens"):
             return params.max_tokens
         context = self._max_context(sampler.base_model)
-        used = sum(
-            len(chunk.encoded_text.tokens) // 4 or chunk.image.expected_tokens
-            for chunk in request.prompt.chunks
-        )
+        used = _prompt_length(request)
         if context <= used:
             raise invalid_field(
                 "sampling_params.max_tokens",
@@ -188,16 +205,25 @@ class Drawing:
             except OperationLost as error:
                 lost = error
             except asyncio.CancelledError:
-                cancel = Call(
-                    f"cancelling {work.operation_id}",
-                    f"{work.url}/cancel",
-                    headers=work.headers,
-                    within=CANCEL_TIMEOUT,
-                )
-                self._errands.run(self._service.quietly(cancel), cancel.operation)
+                self._cancel(work)
+                raise
+            except GatewayError as error:
+                if error.kind is Kind.UNAVAILABLE:
+                    # Given up here; there it may still be waiting for its turn.
+                    self._cancel(work)
                 raise
         assert lost is not None
         raise lost.error
+
+    def _cancel(self, work: Accepted) -> None:
+        """Nobody waits for a call any more."""
+        cancel = Call(
+            f"cancelling {work.operation_id}",
+            f"{work.url}/cancel",
+            headers=work.headers,
+            within=CANCEL_TIMEOUT,
+        )
+        self._errands.run(self._service.quietly(cancel), cancel.operation)
 
     def _call(self, sampler: LoopsSampler, body: dict[str, Any]) -> Call:
         settings = self._service.settings
@@ -209,6 +235,22 @@ class Drawing:
             within=settings.submit_timeout,
             busy_patience=settings.operation_time,
         )
+
+
+def _prompt_length(request: SampleRequest) -> int:
+    """How many tokens a prompt has, those that its images are expected to take included."""
+    return sum(
+        len(chunk.encoded_text.tokens) // 4 or chunk.image.expected_tokens
+        for chunk in request.prompt.chunks
+    )
+
+
+def _numbers(request: SampleRequest, max_tokens: int) -> int:
+    """Roughly how many numbers an answer can have."""
+    drawn = (request.num_samples or 1) * max_tokens
+    if request.prompt_logprobs or request.topk_prompt_logprobs:
+        drawn += _prompt_length(request) * (1 + request.topk_prompt_logprobs)
+    return drawn
 
 
 def _text_alone(request: SampleRequest) -> IntArray | None:

@@ -7,6 +7,7 @@ starting) is always sent again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 CLIENT_VERSION = "0.32.0"
 """The version of the official client whose dialect is spoken."""
+
+THREAD_BYTES = 1 << 20
+"""From how many bytes on an answer is read on another thread."""
 
 _STARTING = frozenset({400, 404})
 """What trainers and dedicated samplers answer while they are still starting, unless marked."""
@@ -128,7 +132,7 @@ class Service:
             else:
                 if 200 <= answer.status < 300:
                     try:
-                        return read(answer)
+                        return await at_leisure(read, answer, large=len(answer.body) > THREAD_BYTES)
                     except GatewayError as error:
                         arrived, problem = True, f"was answered what makes no sense: {error}"
                 else:
@@ -234,6 +238,11 @@ class Service:
     def broken(self, operation: str, told: str, request_id: str = "") -> GatewayError:
         """The service's answers do not fit together."""
         return failure(self.name, operation, told, request_id=request_id)
+
+
+async def at_leisure(read: Callable[..., T], *args: Any, large: bool) -> T:
+    """What a function answers, on another thread if it has much to read."""
+    return await asyncio.to_thread(read, *args) if large else read(*args)
 
 
 def body_of(answer: Answer) -> Fields:
