@@ -375,6 +375,9 @@ def test_what_loops_lacks_is_refused_by_name(
         client.checkpoints.download(path, tmp_path)
         text = [reverse_kl_datum(TEXTS[0], np.ones(len(TEXTS[0])), TEXTS[0])]
         calls: dict[str, Callable[[], Any]] = {
+            "the loss 'ppo' itself": lambda: model.forward_backward(
+                data(), "ppo", native_loss_only=True
+            ).result(60),
             "reverse KL": lambda: model.forward_backward_reverse_kl(text, path).result(60),
             "interpolation of checkpoints": lambda: client.checkpoints.interpolate({path: 1.0}),
             "copying of checkpoints": lambda: session.copy_checkpoint(path),

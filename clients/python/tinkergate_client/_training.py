@@ -103,6 +103,7 @@ class TrainingModel:
         config: LossConfig | None = None,
         *,
         normalization: Literal["sum", "per_token"] = "sum",
+        native_loss_only: bool = False,
     ) -> OperationFuture[ForwardBackwardResult]:
         """Add the gradient of the loss to those since the last optimizer step.
 
@@ -120,6 +121,8 @@ class TrainingModel:
                 by the number of active tokens behind them, once, before it clips them. The losses
                 of the results stay sums. Gradients of both kinds do not mix between two steps.
                 Backends that offer it say `token_normalization` in their capabilities.
+            native_loss_only: Refuse a loss that the backend lacks (`emulated` in its capabilities),
+                rather than have the gateway compute it, which costs a forward more.
 
         Raises InvalidRequest for a datum that is larger than a message, ValueError for another
         normalization.
@@ -134,6 +137,7 @@ class TrainingModel:
                 loss_fn=loss_fn,
                 loss_fn_config=_config(config),
                 normalization=_NORMALIZATIONS[normalization],
+                native_loss_only=native_loss_only,
             )
             for chunk in self._chunks(data, loss_fn)
         ]

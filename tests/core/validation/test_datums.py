@@ -284,6 +284,22 @@ def test_gradients_per_token() -> None:
         check_training_request(asked, Facts(Abilities(computed), VOCAB, CONTEXT), "adamw")
 
 
+def test_a_loss_that_the_gateway_computes_is_refused_where_that_is_not_wanted() -> None:
+    losses = [LossCapability(name="cross_entropy", required_inputs=["target_tokens"])]
+    losses[0].optional_inputs.append("weights")
+    for emulated in (False, True):
+        losses[0].emulated = emulated
+        facts = Facts(Abilities(BackendCapabilities(name="books", losses=losses)), VOCAB, CONTEXT)
+        check_training_request(request(datum()), facts, "adamw")
+        strict = request(datum(), native_loss_only=True)
+        if not emulated:
+            check_training_request(strict, facts, "adamw")
+            continue
+        with pytest.raises(GatewayError, match="the loss 'cross_entropy' itself") as caught:
+            check_training_request(strict, facts, "adamw")
+        assert caught.value.kind is Kind.UNSUPPORTED
+
+
 def test_other_normalizations() -> None:
     for plain in (Normalization.NORMALIZATION_UNSPECIFIED, Normalization.NORMALIZATION_SUM):
         assert not violations(request(datum(), normalization=plain))
