@@ -21,7 +21,7 @@ from scripted_service import Reply
 from tinker_upstream import make
 
 from tinkergate.backends.base import SampleEvents
-from tinkergate.backends.loops import readiness, sampling
+from tinkergate.backends.loops import readiness, samplers, sampling
 from tinkergate.backends.loops import service as service_module
 from tinkergate.errors import ErrorReason, GatewayError, Kind
 from tinkergate.v1 import (
@@ -106,6 +106,21 @@ async def test_a_sampler_that_is_gone_is_made_again_once_for_all_calls() -> None
         answers = await asyncio.gather(*(sample(backend, **ASKED) for _ in range(4)))
         assert [tokens_of(answer) for answer in answers] == [[[7, 8]]] * 4
         assert len(service.of("/v1/loops/samplers")) == 2
+
+
+async def test_what_is_known_of_samplers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samplers, "ECHOES_KEPT", 2)
+    async with loops_script(samplers_kept=1) as (_, _, backend):
+        await make(backend)
+        for number in range(4):
+            name = f"w{number}"
+            await run(backend, SaveWeightsForSamplerRequest(model_id=MODEL, name=name))
+            path = f"tinker://{MODEL}/sampler_weights/{name}"
+            await sample(backend, model_path=path, **unsourced())
+        assert len(backend._samplers._echoes) == 2
+        assert len(backend._samplers._locks) == 1
+        await backend.delete_checkpoint(path)
+        assert not backend._samplers._locks
 
 
 async def test_the_sampler_of_a_run_is_not_made_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import io
 import tarfile
 from collections.abc import AsyncIterator
@@ -122,3 +123,29 @@ async def test_a_backend_that_closes_ends_it(
     await asyncio.sleep(0.05)
     assert len(service.of(ROUTE)) == asked
     assert names_in(tmp_path) == []
+
+
+async def test_the_size_of_a_file_is_that_of_its_own_bytes(tmp_path: Path) -> None:
+    path = "tinker://s-1:train:0/external_weights/ck"
+
+    def answer(asked: Asked) -> Reply:
+        if asked.route.endswith("/external_weights_urls"):
+            return Reply({"urls": {"adapter_model.safetensors": "/links/adapter"}})
+        if asked.route != "/links/adapter":
+            return Reply({})
+        if asked.headers["accept-encoding"] == "identity":
+            return Reply(DATA)
+        return Reply(gzip.compress(DATA), headers={"content-encoding": "gzip"})
+
+    async with ScriptedService(answer) as service:
+        settings = TinkerSettings(
+            "far", base_url=service.url, api_key="tml-k", scratch_dir=tmp_path
+        )
+        backend = TinkerBackend(settings)
+        upstream = "tinker://far-m/external_weights/ck"
+        await backend.start([Checkpoint(path=path, upstream_path=upstream)])
+        [file] = await backend.checkpoint_files(path)
+        assert file.size_bytes == len(DATA)
+        pieces = [piece async for piece in backend.read_checkpoint_file(path, file.name, 7)]
+        assert b"".join(pieces) == DATA[7:]
+        await backend.close()

@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tinkergate.ingress.loops_rest import runs
+
 COMMON = ["loops/sessions", "loops/trainers", "loops/samplers"]
 
 
@@ -214,3 +216,14 @@ async def test_urls_are_those_that_the_caller_can_reach(open_loops: Any) -> None
         assert run["base_url"] == f"https://gateway.example/loops-here/loops/trainers/{run['id']}"
         sampler = await loops.sampler()
         assert sampler["base_url"].startswith("https://gateway.example/loops-here/loops/samplers/")
+
+
+async def test_what_is_known_of_runs_that_are_asked_for_is_bounded(
+    loops: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "MAX_GENERATIONS_KNOWN", 2)
+    known = runs.Runs(loops.gateway)
+    for number in range(5):
+        path = f"bt://loops:s-1:train:{number}/weights/ck"
+        assert await known.canonical("path", path) == f"tinker://s-1:train:{number}/weights/ck"
+    assert len(known._generations) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from rest_bodies import PROTOBUF, datum, forward_backward
 from starlette.requests import Request
 
+from tinkergate.ingress.tinker_rest import sampling
 from tinkergate.ingress.tinker_rest.futures import poll_limit
 from tinkergate.tensors import floats_from_bytes, tokens_from_bytes
-from tinkergate.v1 import SampleResponse
+from tinkergate.v1 import FinishSessionRequest, SampleResponse
 
 PROMPT = [5, 9, 200, 31]
 
@@ -254,6 +256,15 @@ async def test_a_result_that_is_no_longer_kept_is_gone(open_rest: Any) -> None:
         response = await rest.post("retrieve_future", {"request_id": first["request_id"]})
 
     assert response.status_code == 410
+
+
+async def test_who_has_joined_a_sampler_is_forgotten_with_its_session(rest: Any) -> None:
+    door = sampling._Sampling(SimpleNamespace(gateway=rest.gateway))  # type: ignore[arg-type]
+    joined = await rest.sampler()
+    for sampler in (joined, "s-of-another:sample:0"):
+        assert next(door._clones[sampler]) == 1
+    await rest.gateway.sessions.finish(FinishSessionRequest(session_id=rest.session_id))
+    assert list(door._clones) == ["s-of-another:sample:0"]
 
 
 async def test_completions_are_told_in_order_and_acknowledged(rest: Any) -> None:

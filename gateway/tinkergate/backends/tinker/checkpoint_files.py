@@ -146,8 +146,10 @@ class UpstreamFiles:
     async def _size(self, url: str, path: str) -> int:
         """The size of what a URL holds. A signed URL may be good for GET only."""
         operation = f"asking for the size of a file of {path}"
+        # The size is that of its own bytes, not of compressed ones.
+        headers = {"range": "bytes=0-0", "accept-encoding": "identity"}
         try:
-            async with self._client.stream("GET", url, headers={"range": "bytes=0-0"}) as answer:
+            async with self._client.stream("GET", url, headers=headers) as answer:
                 if answer.status == 206:
                     return int(answer.headers["content-range"].rpartition("/")[2])
                 if answer.status == 200:

@@ -124,7 +124,10 @@ class UpstreamSamplers:
 
     def forget(self, model_path: str) -> None:
         """What the path stood for has changed or is gone."""
-        self._on_demand.pop(("model_path", model_path), None)
+        key = ("model_path", model_path)
+        if (lock := self._locks.get(key)) is not None and not lock.locked():
+            del self._locks[key]
+        self._on_demand.pop(key, None)
 
     async def of(self, request: SampleRequest | ScoreRequest) -> UpstreamSampler:
         """The sampler that a request names, or one of the base model or checkpoint that it

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tinkergate.core.ids import session_of
 from tinkergate.dialects.tinker.json_fields import Fields
 from tinkergate.dialects.tinker.json_text import read_json
 from tinkergate.dialects.tinker.read_requests import create_sampler_request
@@ -39,6 +40,12 @@ class _Sampling:
             lambda: itertools.count(1)
         )
         """How many clients have joined a sampler."""
+        context.gateway.sessions.on_end.append(self._session_ended)
+
+    def _session_ended(self, session_id: str) -> None:
+        """The session's samplers are gone."""
+        for sampler_id in [each for each in self._clones if session_of(each) == session_id]:
+            del self._clones[sampler_id]
 
     async def sample(self, request: Request) -> Response:
         """Begins to draw. 429, on which clients wait, while too much is being drawn."""
