@@ -3,8 +3,10 @@ sections 3 and 5): what is asked again, what is refused, and what leaves the mod
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 from local_backend import MODEL, batch, ignore, run, sample, step
 from loops_script import (
@@ -26,6 +28,7 @@ from tinkergate.backends.loops import training_operations
 from tinkergate.backends.loops.backend import LoopsBackend
 from tinkergate.dialects.loops.write_requests import parts_of
 from tinkergate.errors import ErrorReason, GatewayError, Kind
+from tinkergate.tensors import tensor_from_array
 from tinkergate.v1 import ForwardRequest, SaveWeightsForSamplerRequest
 
 pytestmark = pytest.mark.usefixtures("impatience")
@@ -295,6 +298,34 @@ async def test_an_operation_that_fails_half_way_leaves_the_model_in_doubt() -> N
         with pytest.raises(GatewayError, match=r"LoadState.*oom"):
             await run(backend, step())
         assert not script.done["optim_step"]
+
+
+async def test_a_loss_that_is_computed_here_adds_nothing_to_a_model_that_came_into_doubt() -> None:
+    async with loops_script() as (script, service, backend):
+        await make(backend)
+        script.pending.add("run1")
+        before = await backend.submit(batch(), ignore)
+        del script.results[script.keys["forward_backward"]]
+        asked = batch()
+        asked.loss_fn = "importance_sampling"
+        for each in asked.data:
+            length = len(each.loss_fn_inputs["target_tokens"].dense) // 8
+            for name in ("logprobs", "advantages"):
+                each.loss_fn_inputs[name].CopyFrom(tensor_from_array(np.ones(length, np.float32)))
+        after = asyncio.get_running_loop().create_task(backend.submit(asked, ignore))
+        while not service.of("/run1/forward"):  # noqa: ASYNC110 - the service has no event for it
+            await asyncio.sleep(0.005)
+        forward = script.results.pop(script.keys["forward"])
+        polled = f"/operations/{script.keys['forward']}"
+        script.instead(polled, *[told(408)] * 1000)
+        script.pending.clear()
+        with pytest.raises(GatewayError, match="has forgotten it"):
+            await before.result
+        script.results[script.keys["forward"]] = forward
+        script.as_usual()
+        with pytest.raises(GatewayError, match="LoadState"):
+            await after
+        assert script.done["forward_backward"] == 1
 
 
 @pytest.mark.parametrize("when", ["posted", "done"])

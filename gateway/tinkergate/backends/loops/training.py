@@ -140,6 +140,9 @@ class Training:
         name = self._save_name(request) if isinstance(request, SaveRequest) else ""
         operation = await loops_operation(request, self._service.name, self._checkpoints, name)
         trainer = model.trainer
+        if trainer.doubt:
+            # Something before it has failed while it was being got ready.
+            raise self._in_doubt(trainer)
         works = await self._post(trainer, operation)
         if isinstance(request, OptimStepRequest | LoadStateRequest):
             trainer.gradients = Counter()

@@ -108,12 +108,12 @@ class Training:
         progress = _Progress(on_start)
 
         async def accept(request: TrainingRequest) -> Submission:
+            if model.doubt:
+                raise self._in_doubt(model)
             return await self._accepted(model, request, progress)
 
         if isinstance(request, LoadStateRequest):
             return await self._load(model, request, progress)
-        if model.doubt:
-            raise self._in_doubt(model)
         if (
             isinstance(request, ForwardRequest | ForwardBackwardRequest)
             and request.loss_fn in self._emulated
