@@ -33,10 +33,11 @@ class Downloads:
         renew: Callable[[], Awaitable[str]] | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """What a URL holds from `offset` on. A download that breaks off is taken up again, unless
-        the file is another one meanwhile. `renew` gives another URL where this one is too old.
-        Raises GatewayError."""
+        the file is another one meanwhile. `renew` gives another URL where this one is too old:
+        as often as it takes, if it gets further in between. Raises GatewayError."""
         pauses = Pauses(self._patience, 0.0)
         tries, etag = 0, ""
+        renewed_at = -1
         while True:
             # Places in a file are those of its own bytes, not of compressed ones.
             headers = {"accept-encoding": "identity"}
@@ -47,8 +48,8 @@ class Downloads:
             try:
                 async with self._client.stream("GET", url, headers=headers) as answer:
                     status = answer.status
-                    if status in _EXPIRED and renew is not None:
-                        url, renew = await renew(), None
+                    if status in _EXPIRED and renew is not None and offset > renewed_at:
+                        url, renewed_at = await renew(), offset
                         continue
                     if status == 416:
                         return

@@ -71,6 +71,29 @@ async def test_a_url_that_is_too_old_is_asked_for_anew() -> None:
         assert len([a for a in service.asked if a.route.endswith("/source")]) == 2
 
 
+async def test_a_download_outlives_its_urls_as_often_as_it_gets_further() -> None:
+    async with loops_script() as (script, service, backend):
+        await make(backend)
+        await run(backend, SAVED)
+        path = f"tinker://{MODEL}/weights/ck"
+        await backend.checkpoint_files(path)
+        route = "/files/adapter_config.json"
+        one = {"etag": '"one"'}
+
+        def half(_: Any) -> Reply:
+            service.cut_after.add(route)
+            return Reply(b"abc", headers={**one, "content-length": "7"})
+
+        script.instead(route, told(403), half, told(403), Reply(b"defg", 206, one))
+        pieces = backend.read_checkpoint_file(path, "adapter_config.json")
+        assert b"".join([piece async for piece in pieces]) == b"abcdefg"
+        assert service.of(route)[-1].headers["range"] == "bytes=3-"
+        # But not for ever in one place.
+        script.always(route, told(403))
+        with pytest.raises(GatewayError, match="answered 403"):
+            assert [piece async for piece in backend.read_checkpoint_file(path, route[7:])]
+
+
 async def test_a_download_is_not_taken_up_with_another_file() -> None:
     async with loops_script() as (script, service, backend):
         await make(backend)
