@@ -13,7 +13,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-fast lint types format proto proto-check proto-baseline \
 	interop-tinker interop-loops bench bench-dialect bench-kernels parity chaos compatibility kernels-aot \
-	requirements clean
+	requirements test-go proto-go clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,16 @@ proto-check: setup ## Check the contract: lint, format, compatibility, and that 
 	$(BIN)/buf format --diff --exit-code proto
 	$(BIN)/buf breaking proto --against $(BASELINE)
 	$(BIN)/python scripts/generate_proto.py --check
+
+proto-go: setup ## Generate the Go code of the contract
+	$(BIN)/python scripts/generate_go.py
+
+# Needs Go, and is no part of `make test`. GOFLAGS may say how many programs build at once.
+test-go: setup ## Check and test the Go client against a gateway of its own
+	@command -v go >/dev/null || { echo "Go is not installed: there is no go on the PATH" >&2; exit 1; }
+	$(BIN)/python scripts/generate_go.py --check
+	cd clients/go && test -z "$$(gofmt -l . | tee /dev/stderr)"
+	cd clients/go && go mod verify && go vet ./... && go test ./...
 
 proto-baseline: setup ## Take the contract as it is for the one to stay compatible with
 	$(BIN)/buf build proto --exclude-source-info --output $(BASELINE)
