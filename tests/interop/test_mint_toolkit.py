@@ -56,7 +56,9 @@ def test_the_toolkit(
         for path, row in scores.items():
             (score,) = client.score([PROMPT], model_path=path)
             assert row[0] is None
-            assert row[1:] == score.logprobs[1:].tolist(), path
+            # Prompts of samples are read in other stretches than texts that are scored, which on
+            # some processors changes the last bit.
+            np.testing.assert_allclose(row[1:], score.logprobs[1:], rtol=1e-6, err_msg=path)
         # The same training by gRPC.
         with client.create_session() as session:
             model = interop_reference.new_model(session, door.base_model)

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from lesson import ADAM, MAX_TOKENS, MIDDLE, PLACE, PROMPT, RANK, SEED, STEPS, batch, loss, tell
+from lesson import (
+    ADAM,
+    MAX_TOKENS,
+    MIDDLE,
+    PLACE,
+    PROMPT,
+    RANK,
+    SEED,
+    STEPS,
+    batch,
+    loss,
+    run,
+    tell,
+)
 
 from tinkergate_client import Datum, TrainingModel, connect, datum
 
@@ -41,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from baseten.loops import AdamParams, Datum, ModelInput, SamplingParams, ServiceClient, TensorData
-from lesson import ADAM, MAX_TOKENS, MIDDLE, PLACE, PROMPT, RANK, SEED, STEPS, batch, loss, tell
+from lesson import (
+    ADAM,
+    MAX_TOKENS,
+    MIDDLE,
+    PLACE,
+    PROMPT,
+    RANK,
+    SEED,
+    STEPS,
+    batch,
+    loss,
+    run,
+    tell,
+)
 
 SUMS = {"skip_token_normalization": True}
 """Has the trainer add gradients up as Tinker does."""
@@ -57,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

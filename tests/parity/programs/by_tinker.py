@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import tinker
-from lesson import ADAM, MAX_TOKENS, MIDDLE, PLACE, PROMPT, RANK, SEED, STEPS, batch, loss, tell
+from lesson import (
+    ADAM,
+    MAX_TOKENS,
+    MIDDLE,
+    PLACE,
+    PROMPT,
+    RANK,
+    SEED,
+    STEPS,
+    batch,
+    loss,
+    run,
+    tell,
+)
 from tinker import types
 
 
@@ -46,12 +59,12 @@ def main() -> None:
     service = tinker.ServiceClient(base_url=PLACE["address"], api_key=PLACE["key"])
     model = service.create_lora_training_client(
         base_model=PLACE["base_model"], rank=RANK, seed=SEED, train_unembed=False
-    )
+    ).result()
     losses = train(model, 0, MIDDLE)
     path = model.save_state(f"{PLACE['run']}-middle").result().path
-    resumed = service.create_training_client_from_state_with_optimizer(path)
+    resumed = service.create_training_client_from_state_with_optimizer(path).result()
     losses += train(resumed, MIDDLE, STEPS)
-    sampler = resumed.save_weights_and_get_sampling_client()
+    sampler = resumed.save_weights_and_get_sampling_client().result()
     params = types.SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0)
     prompt = types.ModelInput.from_ints(PROMPT)
     answer = sampler.sample(prompt=prompt, num_samples=1, sampling_params=params).result()
@@ -60,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 STEPS = 10
@@ -71,3 +73,17 @@ def tell(losses: Sequence[float], tokens: Sequence[int], logprobs: Sequence[floa
         "logprobs": list(logprobs),
     }
     print(json.dumps(told), flush=True)
+
+
+def run(program: Callable[[], None]) -> None:
+    """Run a program to its end, and leave at once: what an SDK has running in the background is no
+    reason to stay, and may not be ended in the midst of it."""
+    try:
+        program()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
