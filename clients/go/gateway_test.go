@@ -18,8 +18,8 @@ import (
 	v1 "tinkergate.example/tinkergate/v1"
 )
 
-// address is that of a gateway with the micro model, for all tests.
-var address string
+// address is that of a gateway with the micro model, for all tests; modelDir is the model's folder.
+var address, modelDir string
 
 const makeModel = `
 import sys
@@ -35,35 +35,42 @@ func withGateway(run func() int) int {
 	folder, err := os.MkdirTemp("", "tinkergate-go")
 	must(err)
 	defer os.RemoveAll(folder)
-	model := filepath.Join(folder, "micro")
-	output, err := python("-c", makeModel, model).CombinedOutput()
+	modelDir = filepath.Join(folder, "micro")
+	output, err := python("-c", makeModel, modelDir).CombinedOutput()
 	if err != nil {
 		panic(fmt.Sprintf("no model: %s", output))
 	}
-	gateway := python("-m", "tinkergate", "serve", "--grpc", "127.0.0.1:0", "--model", model,
-		"--data-dir", filepath.Join(folder, "data"))
+	found, stop := startGateway(folder, nil, "--model", modelDir)
+	defer stop()
+	address = found
+	return run()
+}
+
+// startGateway starts one with its data in a folder; its address, and what stops it.
+func startGateway(folder string, environment []string, flags ...string) (string, func()) {
+	flags = append([]string{
+		"-m", "tinkergate", "serve", "--grpc", "127.0.0.1:0", "--data-dir", filepath.Join(folder, "data"),
+	}, flags...)
+	gateway := python(flags...)
+	gateway.Env = append(gateway.Env, environment...)
 	stdout, err := gateway.StdoutPipe()
 	must(err)
 	log, err := os.Create(filepath.Join(folder, "log"))
 	must(err)
 	gateway.Stderr = log
 	must(gateway.Start())
-	defer func() {
-		must(gateway.Process.Signal(syscall.SIGTERM))
-		_, _ = io.Copy(io.Discard, stdout)
-		must(gateway.Wait())
-	}()
 	line, _ := bufio.NewReader(stdout).ReadString('\n')
 	for _, word := range strings.Fields(line) {
 		if door, ok := strings.CutPrefix(word, "grpc="); ok {
-			address = door
+			return door, func() {
+				must(gateway.Process.Signal(syscall.SIGTERM))
+				_, _ = io.Copy(io.Discard, stdout)
+				must(gateway.Wait())
+			}
 		}
 	}
-	if address == "" {
-		text, _ := os.ReadFile(log.Name())
-		panic(fmt.Sprintf("the gateway did not start: %s", text))
-	}
-	return run()
+	text, _ := os.ReadFile(log.Name())
+	panic(fmt.Sprintf("the gateway did not start: %s", text))
 }
 
 // python runs the project's own Python, without what would configure the gateway.

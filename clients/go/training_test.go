@@ -171,6 +171,22 @@ func TestBrokenConnectionsLoseNothing(t *testing.T) {
 	}
 }
 
+func TestFullQueuesAreWaitedFor(t *testing.T) {
+	target, stop := startGateway(
+		t.TempDir(), []string{"TINKERGATE_LIMITS_MAX_QUEUED_OPERATIONS=2"}, "--model", modelDir)
+	t.Cleanup(stop) // after the session's end
+	client, session := connected(t, target)
+	limits := get[*v1.GetCapabilitiesResponse](t)(client.Capabilities(t.Context())).Limits
+	if limits.MaxQueuedOperations != 2 {
+		t.Fatalf("the queue holds %d", limits.MaxQueuedOperations)
+	}
+	_, elsewhere := connected(t, address)
+	expected := train(t, newModel(t, elsewhere), 8, nothing)
+	if losses := train(t, newModel(t, session), 8, nothing); !slices.Equal(losses, expected) {
+		t.Errorf("losses are %v, with room in the queue %v", losses, expected)
+	}
+}
+
 func TestModelsGoOnFromCheckpoints(t *testing.T) {
 	_, session := connected(t, address)
 	model := newModel(t, session)
