@@ -79,7 +79,7 @@ test-go: setup ## Check and test the Go client against a gateway of its own
 	@command -v go >/dev/null || { echo "Go is not installed: there is no go on the PATH" >&2; exit 1; }
 	$(BIN)/python scripts/generate_go.py --check
 	cd clients/go && test -z "$$(gofmt -l . | tee /dev/stderr)"
-	cd clients/go && go mod verify && go vet ./... && go test ./...
+	cd clients/go && go mod verify && go vet ./... && go test -count=1 ./...
 
 proto-baseline: setup ## Take the contract as it is for the one to stay compatible with
 	$(BIN)/buf build proto --exclude-source-info --output $(BASELINE)

@@ -3,6 +3,7 @@ package tinkergate
 import (
 	"context"
 	"maps"
+	"slices"
 
 	v1 "tinkergate.example/tinkergate/v1"
 )
@@ -27,15 +28,16 @@ type LossValue struct {
 // the logprobs is that gradient. Any loss of the target tokens' logprobs can be had so.
 //
 // data may have further loss inputs for the use of loss alone; only "target_tokens" is sent. The
-// data is borrowed until the result is there, and loss is called from another goroutine. The
-// place in the model's order is taken now: what is submitted afterwards, such as OptimStep, waits
-// here until the gradient is sent. If Forward or loss fails, nothing is added, and what comes
-// afterwards goes on.
+// data is borrowed until the gradient is accepted. loss is called from another goroutine, and must
+// not wait for work of this model, which waits for it. The place in the model's order is taken
+// now: what is submitted afterwards, such as OptimStep, waits here until the gradient is sent. If
+// Forward or loss fails, nothing is added, and what comes afterwards goes on.
 //
 // The result has the outputs of ForwardBackward, "loss:sum" as loss told it, and its metrics.
 func (m *TrainingModel) ForwardBackwardCustom(
 	data []*v1.Datum, loss CustomLoss,
 ) *Future[*ForwardBackwardResult] {
+	data = slices.Clone(data)
 	plain := make([]*v1.Datum, len(data))
 	for i, datum := range data {
 		plain[i] = withInputs(datum, nil)

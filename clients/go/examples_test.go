@@ -45,6 +45,10 @@ func TestExamplesRun(t *testing.T) {
 	if len(own) != 12 || own[11] >= own[0] {
 		t.Errorf("custom_loss's losses are %v", own)
 	}
+	rewards := goRun(t, "", "./examples/grpo", "-address", address, "-steps", "3")
+	if !regexp.MustCompile(`^step 1 reward 0\.\d+\nstep 2 reward 0\.\d+\nstep 3 reward 0\.\d+\n$`).MatchString(rewards) {
+		t.Errorf("grpo printed %q", rewards)
+	}
 	texts := `{"text": "Ethay yskay"}` + "\n" + `{"text": "世界 is one"}` + "\n"
 	lines := strings.Split(strings.TrimSpace(goRun(t, texts, "./examples/score", "-address", address)), "\n")
 	if len(lines) != 2 {

@@ -2,6 +2,7 @@ package tinkergate
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -49,8 +50,9 @@ type LossOptions struct {
 func (m *TrainingModel) Forward(
 	data []*v1.Datum, loss string, options LossOptions,
 ) *Future[*ForwardBackwardResult] {
+	requests, err := m.forwards(data, loss, options)
 	return submit(m.submitter, readForwardBackward,
-		func(context.Context) ([]modelRequest, error) { return m.forwards(data, loss, options) })
+		func(context.Context) ([]modelRequest, error) { return requests, err })
 }
 
 func (m *TrainingModel) forwards(
@@ -78,9 +80,9 @@ func (m *TrainingModel) forwards(
 func (m *TrainingModel) ForwardBackward(
 	data []*v1.Datum, loss string, options LossOptions,
 ) *Future[*ForwardBackwardResult] {
-	return submit(m.submitter, readForwardBackward, func(context.Context) ([]modelRequest, error) {
-		return m.forwardBackwards(data, loss, options)
-	})
+	requests, err := m.forwardBackwards(data, loss, options)
+	return submit(m.submitter, readForwardBackward,
+		func(context.Context) ([]modelRequest, error) { return requests, err })
 }
 
 func (m *TrainingModel) forwardBackwards(
@@ -111,7 +113,8 @@ func (m *TrainingModel) chunked(
 	if m.connection.paired[loss] {
 		together = 2
 	}
-	chunks, err := split(data, m.connection.limits, together)
+	// The list is the caller's to use again; only the tensors are borrowed.
+	chunks, err := split(slices.Clone(data), m.connection.limits, together)
 	if err != nil {
 		return nil, err
 	}
