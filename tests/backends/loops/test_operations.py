@@ -273,7 +273,7 @@ async def test_late_news_of_an_old_trainer_says_nothing_of_the_fresh_one() -> No
         await run(backend, step())
         await sample(backend, sampler_id="s-1:sample:0", **unsourced())
         await backend.close_sampler("s-1:sample:0")
-    stopped = [a.route for a in service.asked if "deactivate" in a.route]
+    stopped = sorted(a.route for a in service.asked if "deactivate" in a.route)
     assert stopped == ["/v1/loops/runs/run1/deactivate", "/v1/loops/runs/run2/deactivate"]
 
 
