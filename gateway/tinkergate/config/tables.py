@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_type_hints
@@ -44,7 +45,7 @@ class LocalBackendTable(BaseModel):
     """How many threads to compute with on CPU; absent leaves it to PyTorch."""
 
 
-class ServiceTable(BaseModel):
+class ServiceTable(BaseModel, ABC):
     """A service that does a backend's work."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -92,14 +93,14 @@ class ServiceTable(BaseModel):
         return self
 
     @property
+    @abstractmethod
     def key_variable(self) -> str:
         """The environment variable that holds the key unless the table names another."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def variables(self) -> Mapping[str, str]:
         """The environment variables of other settings, by the settings."""
-        raise NotImplementedError
 
     @property
     def has_key(self) -> bool:
@@ -121,9 +122,9 @@ class ServiceTable(BaseModel):
         table.service(name)
         return table
 
+    @abstractmethod
     def service(self, name: str) -> TinkerSettings | LoopsSettings:
         """All that the backend of that name is to know. Raises ValueError."""
-        raise NotImplementedError
 
     def _arguments(self, name: str) -> dict[str, Any]:
         types = self.options()

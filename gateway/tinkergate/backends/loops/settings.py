@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+
+from tinkergate.backends.addresses import check_service
 
 LOOPS_URL = "https://api.baseten.co"
 """Where Loops' control plane is unless the settings say otherwise."""
@@ -83,13 +84,7 @@ class LoopsSettings:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be: an empty name, a URL that is none."""
-        if not self.name:
-            raise ValueError("name is empty")
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url is {self.base_url!r}; must be an http or https URL")
-        if parts.query or parts.fragment or parts.username is not None:
-            raise ValueError("base_url must have neither a query nor a fragment nor a user")
+        check_service(self.name, self.base_url, self.url)
         if self.reuse_from_run_id and self.replicas > 1:
             raise ValueError("reuse_from_run_id goes with one replica; with more nothing is reused")
 

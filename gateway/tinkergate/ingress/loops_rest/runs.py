@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tinkergate.core.gateway import Gateway
@@ -257,8 +256,11 @@ class Runs:
             for generation in range(newest, -1, -1)
         ]
         for candidate in paths:
-            with suppress(GatewayError):
+            try:
                 return (await self.checkpoint(candidate)).path
+            except GatewayError as error:
+                if error.kind is not Kind.NOT_FOUND:
+                    raise
         return paths[0]
 
     def _newest_generation(self, run_id: str) -> int:
